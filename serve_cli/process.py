@@ -1,0 +1,48 @@
+"""The process edge: from exceptions to one line on stderr and an exit code."""
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from serve_cli.errors import MnistError
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that speaks: the only one, or rank 0 of a launched group."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def complain(program: str, message: str) -> None:
+    """Print `message` on stderr as one line, control characters escaped."""
+    if is_first_process():
+        line = " ".join(message.split())
+        printable = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+        print(f"{program}: {printable}", file=sys.stderr)  # noqa: T201
+
+
+def run(app: typer.Typer, program: str, arguments: Sequence[str] | None = None) -> int:
+    """Run a typer app and return its exit code; errors become one line on stderr.
+
+    `arguments` defaults to the process's own.
+    """
+    try:
+        exit_code = int(app(arguments, prog_name=program, standalone_mode=False) or 0)
+        sys.stdout.flush()
+    except MnistError as error:
+        complain(program, str(error))
+        return error.exit_code
+    except typer.TyperException as error:
+        complain(program, f"{error.format_message()} (see {program} --help)")
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader has gone. What is left in the buffer must not raise again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (KeyboardInterrupt, typer.Abort):
+        exit_code = 128 + signal.SIGINT
+    if exit_code == 128 + signal.SIGINT:
+        complain(program, "interrupted")
+    return exit_code

@@ -1,0 +1,95 @@
+"""The Predictor: one class that runs a model, for the CLI and for the proof of an export alike."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from serve_cli.errors import InputError
+from serve_cli.spec import IMAGE_SIZE, INPUT, METADATA_KEY, OUTPUTS, Contract
+
+CHUNK = 256
+"""Images a call of the session: larger batches are slower for a net of this size."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """`logits` and `probabilities`, both float32 [N, 10]."""
+
+    logits: np.ndarray
+    probabilities: np.ndarray
+
+
+class Predictor:
+    """An exported ONNX model, checked against its contract and ready to answer.
+
+    Raises:
+        InputError: the file is missing, is not an ONNX model, or carries no contract that fits it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._session = _open_session(path)
+        self.contract = _read_contract(self._session, path)
+        _check_signature(self._session, path)
+
+    def predict(self, images: np.ndarray, *, batch_size: int = CHUNK) -> Prediction:
+        """Classify uint8 `images` [N, 28, 28], white ink on black; N may be 0.
+
+        Raises:
+            ValueError: another dtype or shape.
+        """
+        if images.dtype != np.uint8 or images.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE):
+            raise ValueError(f"images must be uint8 [N, 28, 28], not {images.dtype} {list(images.shape)}")
+        results = [self._run(chunk) for chunk in _chunks(images, batch_size)]
+        logits, probabilities = (np.concatenate(parts) for parts in zip(*results, strict=True))
+        return Prediction(logits, probabilities)
+
+    def _run(self, images: np.ndarray) -> list[np.ndarray]:
+        names = [output["name"] for output in OUTPUTS]
+        outputs: list[np.ndarray] = self._session.run(names, {INPUT["name"]: images})
+        return outputs
+
+
+def _chunks(images: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    for start in range(0, max(len(images), 1), size):
+        yield images[start : start + size]
+
+
+def _open_session(path: Path) -> Any:
+    try:
+        model = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read model {path}: {error.strerror}") from error
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1  # fastest for this net, and it does not spin
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # what is wrong with a file is ours to say
+    try:
+        # From bytes: a model can then not make the runtime open any other file.
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions have no common base
+        reason = str(error).rpartition(" : ")[2].partition("\n")[0]
+        raise InputError(f"{path} is not an ONNX model that can be run ({reason}): make one with mnist export") from error
+
+
+def _read_contract(session: Any, path: Path) -> Contract:
+    metadata = session.get_modelmeta().custom_metadata_map
+    if METADATA_KEY not in metadata:
+        raise InputError(
+            f"{path} carries no {METADATA_KEY} contract, so its input is unknown: make it with mnist export"
+        )
+    return Contract.from_json(metadata[METADATA_KEY], path)
+
+
+def _check_signature(session: Any, path: Path) -> None:
+    """Compare what the graph declares with what the contract promises."""
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    found = [(value.name, value.type, value.shape[1:]) for value in (*inputs, *outputs)]
+    types = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}
+    expected = [(value["name"], types[value["dtype"]], value["shape"][1:]) for value in (INPUT, *OUTPUTS)]
+    if found != expected:
+        raise InputError(f"{path}: its graph has {found}, its contract says {expected}; export the model again")

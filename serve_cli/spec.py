@@ -1,0 +1,99 @@
+"""The contract that every exported model carries: what goes in, what comes out, and what was proven.
+
+This is the only file that both halves read. Its JSON form is stored inside each model.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from serve_cli.errors import InputError
+
+FORMAT_VERSION = 1
+METADATA_KEY = "mnist_toolkit"
+"""Key of the contract's JSON in the ONNX metadata; with `.json`, the extra file in TorchScript."""
+
+IMAGE_SIZE = 28
+CLASSES = 10
+
+MODEL_FILES = {"onnx": "model.onnx", "torchscript": "model.torchscript.pt"}
+"""File name in an artifact directory, by export format."""
+
+ARTIFACT_FILE = "artifact.json"
+PARITY_FILE = "parity.json"
+
+INPUT = {
+    "name": "image",
+    "dtype": "uint8",
+    "shape": ["N", IMAGE_SIZE, IMAGE_SIZE],
+    "meaning": "0 is background, 255 is ink: white on black, as MNIST stores a digit",
+}
+OUTPUTS = [
+    {"name": "logits", "dtype": "float32", "shape": ["N", CLASSES]},
+    {"name": "probabilities", "dtype": "float32", "shape": ["N", CLASSES]},
+]
+PREPROCESSING = (
+    "a picture of a digit is cropped to its ink, fitted into 20x20 with its aspect kept, and placed by its "
+    "centre of mass at the centre of 28x28; normalisation is inside the model"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contract:
+    """What a model file says about itself.
+
+    `normalization` holds mean and std on the scale 0 to 1, for information: the graph applies them.
+    `training` is empty for a state_dict whose origin is unknown.
+    """
+
+    labels: tuple[int | str, ...]
+    normalization: Mapping[str, float]
+    model: Mapping[str, Any]
+    training: Mapping[str, Any]
+    parity: Mapping[str, Any]
+    versions: Mapping[str, str]
+    input: Mapping[str, Any] = field(default_factory=lambda: INPUT)
+    outputs: tuple[Mapping[str, Any], ...] = tuple(OUTPUTS)
+    preprocessing: str = PREPROCESSING
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> str:
+        """The contract as JSON with sorted keys: equal contracts give equal bytes."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str | bytes, source: Path) -> "Contract":
+        """Read and check a contract; `source` is the file named in errors.
+
+        Raises:
+            InputError: the text is not a contract that this version understands; the field is named.
+        """
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise InputError(f"{source}: its contract is not JSON ({error}); export the model again") from error
+        if not isinstance(values, dict) or values.get("format_version") != FORMAT_VERSION:
+            found = values.get("format_version") if isinstance(values, dict) else None
+            raise InputError(
+                f"{source}: format_version is {found!r}, this program reads {FORMAT_VERSION}; "
+                "export the model again or install the version that wrote it"
+            )
+        names = {item.name for item in dataclasses.fields(cls)}
+        wrong = sorted(names ^ values.keys())
+        if wrong:
+            kind = "lacks" if wrong[0] in names else "has an unknown field"
+            raise InputError(f"{source}: its contract {kind} {wrong[0]!r}; export the model again")
+        contract = cls(**{**values, "labels": _labels(values["labels"], source), "outputs": tuple(values["outputs"])})
+        for name, expected in (("input", INPUT), ("outputs", tuple(OUTPUTS))):
+            if getattr(contract, name) != expected:
+                raise InputError(f"{source}: field {name!r} of its contract is not the one this program serves")
+        return contract
+
+
+def _labels(value: Any, source: Path) -> tuple[int | str, ...]:
+    if not isinstance(value, list) or len(value) != CLASSES or not all(isinstance(v, int | str) for v in value):
+        raise InputError(f"{source}: field 'labels' of its contract must list {CLASSES} labels")
+    return tuple(value)

@@ -1,7 +1,6 @@
 """The `mnist` command: parses, calls one function, prints."""
 
 import importlib
-import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -39,6 +38,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 a check failed, 2 bad usage or bad input, 3 not sure, 130 interrupted.",
     no_args_is_help=True,
     rich_markup_mode=None,
+    pretty_exceptions_enable=False,
 )
 
 ModelOption = Annotated[

@@ -23,7 +23,8 @@ def answers(predictor: Predictor, names: Sequence[str], *, raw: bool, floor: flo
     `names` are files, folders, or `-` for standard input; `raw` takes 28x28 pictures as they are; below
     the confidence `floor` (0 to 1) an answer is "not sure".
     """
-    for batch in itertools.batched(_pictures(names, raw=raw), CHUNK):
+    pictures = _pictures(names, raw=raw)
+    while batch := list(itertools.islice(pictures, CHUNK)):
         good = [picture for _, picture in batch if isinstance(picture, Preprocessed)]
         images = np.array([picture.pixels for picture in good], np.uint8).reshape(-1, IMAGE_SIZE, IMAGE_SIZE)
         probabilities = iter(predictor.predict(images).probabilities)

@@ -1,0 +1,1 @@
+"""From a trained state_dict to model files that have been proven equal to it."""

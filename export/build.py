@@ -1,0 +1,119 @@
+"""Building an artifact directory: temporary folder, convert, prove, and only then its final name."""
+
+import dataclasses
+import hashlib
+import platform
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from export.convert import FORMATS, run_torch
+from export.parity import Parity, measure
+from export.source import Source
+from serve_cli.runtime import Prediction
+from serve_cli.spec import ARTIFACT_FILE, MODEL_FILES, PARITY_FILE, Contract
+from trainer.data import load_dataset
+from trainer.run_directory import write_json
+from trainer.staging import staged_folder
+
+REFERENCE_BATCH = 256
+
+
+def build_artifact(
+    source: Source,
+    formats: Sequence[str],
+    *,
+    output: Path,
+    overwrite: bool,
+    data_dir: Path | None,
+    opset: int,
+    tell: Callable[[str], None],
+) -> dict[str, Parity]:
+    """Convert `source` to each of `formats`, prove it on the whole test split, and publish at `output`.
+
+    `tell` receives a line about each step. Returns the proof of each format.
+
+    Raises:
+        CheckFailed: a format differs from PyTorch; nothing is published, what stood at `output` stays.
+        InputError: the data or the output does not allow it.
+    """
+    with staged_folder(output, marker=ARTIFACT_FILE, overwrite=overwrite) as folder:
+        dataset = load_dataset(source.dataset, data_dir)
+        images = dataset.test.images.numpy()
+        reference = run_torch(source.model(), images, REFERENCE_BATCH)
+        contract = describe(source, dataset.labels)
+        proofs = {}
+        for name in formats:
+            tell(f"{name}: converting, then comparing with PyTorch on {len(images):,} test images")
+            proofs[name] = _publishable(name, source, contract, folder, images, reference, opset)
+        write_json(folder / PARITY_FILE, {name: dataclasses.asdict(proof) for name, proof in proofs.items()})
+        write_json(folder / ARTIFACT_FILE, _inventory(contract, folder, formats))
+    return proofs
+
+
+def _publishable(
+    name: str,
+    source: Source,
+    contract: Contract,
+    folder: Path,
+    images: np.ndarray,
+    reference: Prediction,
+    opset: int,
+) -> Parity:
+    """Write one format and return its proof, which the file then carries itself.
+
+    Raises:
+        CheckFailed: the file differs from PyTorch.
+    """
+    path = folder / MODEL_FILES[name]
+    FORMATS[name].convert(source.model(), path, opset)
+    FORMATS[name].stamp(path, contract)
+    proof = _prove(name, path, images, reference)
+    FORMATS[name].stamp(path, dataclasses.replace(contract, parity=dataclasses.asdict(proof)))
+    _prove(name, path, images, reference)  # once more: what is published is what was proven, to the byte
+    return proof
+
+
+def _prove(name: str, path: Path, images: np.ndarray, reference: Prediction) -> Parity:
+    proof = measure(FORMATS[name].load(path), images, reference)
+    proof.require(path.name)
+    return proof
+
+
+def describe(source: Source, labels: tuple[int | str, ...]) -> Contract:
+    """The contract of a source, its proof still missing."""
+    layers = [module for module in source.net.state_dict().values() if module.ndim == 2]
+    sizes = [layers[0].shape[1], *(layer.shape[0] for layer in layers)]
+    return Contract(
+        labels=labels,
+        normalization={"mean": source.mean, "std": source.std},
+        model={
+            "layers": "-".join(map(str, sizes)),
+            "parameters": sum(parameter.numel() for parameter in source.net.parameters()),
+            "state_dict_sha256": source.state_dict_sha256,
+        },
+        training=source.training,
+        parity={},
+        versions={
+            "mnist-toolkit": version("mnist-toolkit"),
+            "onnx": version("onnx"),
+            "onnxruntime": version("onnxruntime"),
+            "python": platform.python_version(),
+            "torch": version("torch"),
+        },
+    )
+
+
+def _inventory(contract: Contract, folder: Path, formats: Sequence[str]) -> dict[str, object]:
+    """The content of artifact.json: the contract, and size and SHA-256 of each model file."""
+    files = {}
+    for name in formats:
+        data = (folder / MODEL_FILES[name]).read_bytes()
+        files[MODEL_FILES[name]] = {
+            "format": name,
+            "bytes": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+    return {"contract": {k: v for k, v in dataclasses.asdict(contract).items() if k != "parity"}, "files": files}

@@ -1,0 +1,81 @@
+"""What is exported: a run directory, or a bare state_dict as the tutorial saves it."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from export.weights import load_net
+from serve_cli.errors import InputError
+from trainer import run_directory
+from trainer.config import TrainConfig
+from trainer.model import MLP, DeployedModel, Normalize
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A trained net with its normalisation, and what is known of its training (empty for a bare file)."""
+
+    folder: Path
+    net: MLP
+    mean: float
+    std: float
+    dataset: str
+    training: Mapping[str, Any]
+    state_dict_sha256: str
+
+    def model(self) -> DeployedModel:
+        """The module that is exported, in evaluation mode."""
+        return DeployedModel(self.net, Normalize(self.mean, self.std)).eval()
+
+
+def read_source(path: Path, *, dataset: str | None, mean: float | None, std: float | None) -> Source:
+    """Read a run directory, a state_dict inside one, or a bare state_dict.
+
+    For a bare one `dataset`, `mean` and `std` are the tutorial's unless given; a run says its own.
+
+    Raises:
+        InputError: nothing to export there, damaged, or a setting given that the run already has.
+    """
+    weights = path / run_directory.WEIGHTS if path.is_dir() else path
+    if not weights.is_file():
+        raise InputError(f"no such file: {weights}; name a run directory or a saved state_dict")
+    run = weights.parent
+    if weights.name == run_directory.WEIGHTS and (run / run_directory.REPORT).is_file():
+        if (dataset, mean, std) != (None, None, None):
+            raise InputError(f"{run} is a run and says its own dataset, mean and std: leave those flags out")
+        return _of_run(run, weights)
+    if path.is_dir():
+        raise InputError(f"{path} has no {run_directory.REPORT}, so it is not a finished run: name its {weights.name}")
+    tutorial = TrainConfig()
+    given = {"dataset": dataset or tutorial.dataset, "mean": mean, "std": std}
+    config = TrainConfig.from_recipe(tutorial.recipe, **given)
+    return _source(weights, config, training={})
+
+
+def _of_run(run: Path, weights: Path) -> Source:
+    config = TrainConfig.read(run / run_directory.CONFIG)
+    report = run_directory.read_report(run / run_directory.REPORT)
+    training = {
+        "recipe": config.recipe,
+        "config": config.to_dict(),
+        "dataset": report["dataset"],
+        "metrics": report["test"],
+    }
+    source = _source(weights, config, training)
+    if source.net.hidden != config.hidden:
+        raise InputError(f"{weights} has hidden layers {source.net.hidden}, its config.json says {config.hidden}")
+    return source
+
+
+def _source(weights: Path, config: TrainConfig, training: Mapping[str, Any]) -> Source:
+    return Source(
+        folder=weights.parent,
+        net=load_net(weights),
+        mean=config.mean,
+        std=config.std,
+        dataset=config.dataset,
+        training=training,
+        state_dict_sha256=hashlib.sha256(weights.read_bytes()).hexdigest(),
+    )

@@ -1,0 +1,1 @@
+"""The training half: data, model, loop and run directory, on torch and Accelerate."""

@@ -1,0 +1,112 @@
+"""Everything that decides the weights of a run, in one frozen place; it needs no torch."""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from serve_cli.errors import InputError
+
+DATASETS = ("mnist", "mnist5k")
+SCHEDULES = ("constant", "one-cycle")
+
+NOTEBOOK: dict[str, Any] = {}
+FAST: dict[str, Any] = {
+    "batch_size": 256,
+    "lr": 8e-3,
+    "weight_decay": 1e-2,
+    "schedule": "one-cycle",
+    "validation_fraction": 0.1,
+    "mean": 0.1307,
+    "std": 0.3081,
+}
+RECIPES = {"notebook": NOTEBOOK, "fast": FAST}
+"""What each recipe changes in TrainConfig's defaults, which are the tutorial's own values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The settings of a run; the defaults are the tutorial's. Paths are not among them: they decide nothing.
+
+    Raises:
+        InputError: a value is out of range; the message names the field.
+    """
+
+    recipe: str = "notebook"
+    dataset: str = "mnist"
+    epochs: int = 5
+    batch_size: int = 64
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    seed: int = 0
+    hidden: tuple[int, ...] = (128, 64)
+    limit: int | None = None
+    validation_fraction: float = 0.0
+    mean: float = 0.5
+    std: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Check every range."""
+        _require(self.recipe in RECIPES, "recipe", self.recipe, f"one of {', '.join(RECIPES)}")
+        _require(self.dataset in DATASETS, "dataset", self.dataset, f"one of {', '.join(DATASETS)}")
+        _require(self.schedule in SCHEDULES, "schedule", self.schedule, f"one of {', '.join(SCHEDULES)}")
+        for name in ("epochs", "batch_size"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        _require(0 < self.lr < math.inf, "lr", self.lr, "above 0")
+        _require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "at least 0")
+        _require(0 <= self.seed < 2**63, "seed", self.seed, "from 0 to 2**63 - 1")
+        sizes_ok = len(self.hidden) > 0 and all(1 <= size <= 65536 for size in self.hidden)
+        _require(sizes_ok, "hidden", self.hidden, "layer sizes from 1 to 65536, such as 128,64")
+        _require(self.limit is None or self.limit >= 1, "limit", self.limit, "at least 1")
+        _require(0 <= self.validation_fraction <= 0.5, "validation_fraction", self.validation_fraction, "0 to 0.5")
+        _require(math.isfinite(self.mean), "mean", self.mean, "a number")
+        _require(0 < self.std < math.inf, "std", self.std, "above 0")
+
+    @classmethod
+    def from_recipe(cls, recipe: str, **flags: Any) -> "TrainConfig":
+        """Build the config of a named recipe; each flag that is not None overrides it.
+
+        Raises:
+            InputError: no such recipe, or a value out of range.
+        """
+        given = {name: value for name, value in flags.items() if value is not None}
+        return cls(recipe=recipe, **{**RECIPES.get(recipe, {}), **given})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON values, for config.json."""
+        return {**dataclasses.asdict(self), "hidden": list(self.hidden)}
+
+    @classmethod
+    def read(cls, path: Path) -> "TrainConfig":
+        """Read a run's config.json.
+
+        Raises:
+            InputError: missing, not JSON, an unknown key, or a value that does not fit.
+        """
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{**values, "hidden": tuple(values["hidden"])})
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is not the config of a run ({error}): train again") from error
+
+
+def _require(holds: bool, field: str, value: object, expected: str) -> None:
+    if not holds:
+        raise InputError(f"--{field.replace('_', '-')} is {value}, expected {expected}")
+
+
+def parse_hidden(text: str) -> tuple[int, ...]:
+    """Read `128,64` as layer sizes.
+
+    Raises:
+        InputError: not whole numbers between commas.
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(f"--hidden is {text!r}, expected layer sizes such as 128,64") from error

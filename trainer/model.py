@@ -1,0 +1,59 @@
+"""The net of the tutorial, and the module that is deployed: normalisation, net, softmax in one."""
+
+import torch
+from torch import Tensor, nn
+
+from serve_cli.spec import CLASSES, IMAGE_SIZE
+
+
+class MLP(nn.Module):
+    """The tutorial's net: Linear layers with ReLU between them, named fc1, fc2, fc3.
+
+    With hidden sizes (128, 64) it has 109,386 parameters.
+    """
+
+    def __init__(self, hidden: tuple[int, ...] = (128, 64)) -> None:
+        super().__init__()
+        self.hidden = hidden
+        sizes = [IMAGE_SIZE**2, *hidden, CLASSES]
+        self.depth = len(sizes) - 1
+        for layer in range(1, self.depth + 1):
+            setattr(self, f"fc{layer}", nn.Linear(sizes[layer - 1], sizes[layer]))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Map normalised float32 `pixels` [N, 28, 28] (or [N, 784]) to logits [N, 10]."""
+        x = pixels.flatten(1)  # [N, 784]
+        for layer in range(1, self.depth):
+            x = torch.relu(getattr(self, f"fc{layer}")(x))
+        logits: Tensor = getattr(self, f"fc{self.depth}")(x)
+        return logits
+
+
+class Normalize(nn.Module):
+    """From stored pixels to the net's input: x / 255, then minus mean, divided by std."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: float, std: float) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean))
+        self.register_buffer("std", torch.tensor(std))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map uint8 `image` [N, 28, 28] to float32 of the same shape."""
+        return (image.to(torch.float32) / 255 - self.mean) / self.std
+
+
+class DeployedModel(nn.Module):
+    """What every exported file holds: uint8 pixels in, logits and probabilities out."""
+
+    def __init__(self, net: MLP, normalize: Normalize) -> None:
+        super().__init__()
+        self.normalize = normalize
+        self.net = net
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Map uint8 `image` [N, 28, 28] to (logits, probabilities), both float32 [N, 10]."""
+        logits = self.net(self.normalize(image))
+        return logits, torch.softmax(logits, dim=1)

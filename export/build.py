@@ -116,4 +116,7 @@ def _inventory(contract: Contract, folder: Path, formats: Sequence[str]) -> dict
             "bytes": len(data),
             "sha256": hashlib.sha256(data).hexdigest(),
         }
-    return {"contract": {k: v for k, v in dataclasses.asdict(contract).items() if k != "parity"}, "files": files}
+    return {
+        "contract": {k: v for k, v in dataclasses.asdict(contract).items() if k != "parity"},
+        "files": files,
+    }

@@ -56,7 +56,9 @@ def convert_onnx(model: DeployedModel, path: Path, opset: int) -> None:
     proto = program.model_proto
     written = next(item.version for item in proto.opset_import if item.domain == "")
     if written != opset:
-        raise InputError(f"--opset {opset} cannot be written, the exporter made it {written}: leave the option out")
+        raise InputError(
+            f"--opset {opset} cannot be written, the exporter made it {written}: leave the option out"
+        )
     _strip(proto)
     onnx.checker.check_model(proto)
     path.write_bytes(proto.SerializeToString(deterministic=True))
@@ -104,7 +106,9 @@ def load_torchscript(path: Path) -> Runner:
 
 
 @torch.inference_mode()
-def run_torch(module: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]], images: np.ndarray, batch_size: int) -> Prediction:
+def run_torch(
+    module: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]], images: np.ndarray, batch_size: int
+) -> Prediction:
     """Classify uint8 `images` [N, 28, 28] with a module that returns logits and probabilities."""
     batches = torch.from_numpy(images).split(batch_size)
     logits, probabilities = (torch.cat(parts).numpy() for parts in zip(*map(module, batches), strict=True))
@@ -113,7 +117,7 @@ def run_torch(module: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep torch's deprecation warnings and the exporter's log from users: export says once what they need."""
+    """Keep torch's deprecation warnings and the exporter's log from users, who can do nothing about them."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,12 +1,11 @@
 """The command line of an export: `mnist export`."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from serve_cli.errors import needs_extra
+from serve_cli.errors import InputError, needs_extra
 from serve_cli.model_file import ARTIFACT_FOLDER
 from serve_cli.spec import MODEL_FILES
 from trainer.config import DATASETS
@@ -14,30 +13,40 @@ from trainer.config import DATASETS
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 ALL = "all"
-FormatName = StrEnum("FormatName", {name.upper(): name for name in (*MODEL_FILES, ALL)})
+CHOICES = ", ".join((*MODEL_FILES, ALL))
 
 
 @app.command()
 def export(
-    source: Annotated[Path, typer.Argument(metavar="RUN|STATE_DICT", help="A run directory, or a saved state_dict.")],
-    format_name: Annotated[FormatName, typer.Option("--format", help="Which model files to make.")] = FormatName("onnx"),
+    source: Annotated[
+        Path, typer.Argument(metavar="RUN|STATE_DICT", help="A run directory, or a saved state_dict.")
+    ],
+    format_name: Annotated[str, typer.Option("--format", help=f"What to make: {CHOICES}.")] = "onnx",
     output: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help=f"The artifact directory to make; {ARTIFACT_FOLDER} beside the state_dict if not given."),
+        typer.Option(
+            metavar="DIR",
+            help=f"The artifact directory to make; {ARTIFACT_FOLDER} beside the state_dict if not given.",
+        ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an artifact that stands there.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an artifact that stands there.")
+    ] = False,
     data_dir: Annotated[
-        Path | None, typer.Option(envvar="MNIST_DATA_DIR", help="Where the test images lie or are downloaded to.")
+        Path | None,
+        typer.Option(envvar="MNIST_DATA_DIR", help="Where the test images lie or are downloaded to."),
     ] = None,
     opset: Annotated[int | None, typer.Option(min=18, help="ONNX operator set; 20 if not given.")] = None,
     dataset: Annotated[
         str | None, typer.Option(help=f"For a bare state_dict: what to prove it on ({', '.join(DATASETS)}).")
     ] = None,
     mean: Annotated[
-        float | None, typer.Option(help="For a bare state_dict: the mean it was trained with; 0.5 if not given.")
+        float | None,
+        typer.Option(help="For a bare state_dict: the mean it was trained with; 0.5 if not given."),
     ] = None,
     std: Annotated[
-        float | None, typer.Option(help="For a bare state_dict: the std it was trained with; 0.5 if not given.")
+        float | None,
+        typer.Option(help="For a bare state_dict: the std it was trained with; 0.5 if not given."),
     ] = None,
 ) -> None:
     """Export a trained net, and prove that the exported file gives PyTorch's answers.
@@ -48,13 +57,15 @@ def export(
 
     Example: mnist export runs/notebook --format all --output artifact
     """
+    if format_name not in (*MODEL_FILES, ALL):
+        raise InputError(f"--format is {format_name}, expected one of {CHOICES}")
+    formats = list(MODEL_FILES) if format_name == ALL else [format_name]
     with needs_extra("train"):
         from export.build import build_artifact
         from export.convert import DEFAULT_OPSET
         from export.source import read_source
     found = read_source(source, dataset=dataset, mean=mean, std=std)
     output = output or found.folder / ARTIFACT_FOLDER
-    formats = list(MODEL_FILES) if format_name == ALL else [str(format_name)]
     proofs = build_artifact(
         found,
         formats,
@@ -68,7 +79,6 @@ def export(
         typer.echo("torchscript: PyTorch deprecates this format; prefer ONNX where you can choose", err=True)
     for name, proof in proofs.items():
         path = output / MODEL_FILES[name]
-        typer.echo(
-            f"{path} ({path.stat().st_size:,} bytes): largest logit difference {proof.max_abs_logit_diff:.2g}, "
-            f"{proof.argmax_flips} of {proof.samples:,} labels differ"
-        )
+        size = f"{path.stat().st_size:,} bytes"
+        diff = f"largest logit difference {proof.max_abs_logit_diff:.2g}"
+        typer.echo(f"{path} ({size}): {diff}, {proof.argmax_flips} of {proof.samples:,} labels differ")

@@ -47,7 +47,9 @@ def read_source(path: Path, *, dataset: str | None, mean: float | None, std: flo
             raise InputError(f"{run} is a run and says its own dataset, mean and std: leave those flags out")
         return _of_run(run, weights)
     if path.is_dir():
-        raise InputError(f"{path} has no {run_directory.REPORT}, so it is not a finished run: name its {weights.name}")
+        raise InputError(
+            f"{path} has no {run_directory.REPORT}, so it is not a finished run: name its {weights.name}"
+        )
     tutorial = TrainConfig()
     given = {"dataset": dataset or tutorial.dataset, "mean": mean, "std": std}
     config = TrainConfig.from_recipe(tutorial.recipe, **given)
@@ -60,12 +62,14 @@ def _of_run(run: Path, weights: Path) -> Source:
     training = {
         "recipe": config.recipe,
         "config": config.to_dict(),
-        "dataset": report["dataset"],
+        "dataset_sha256": report["dataset"]["train_sha256"],
         "metrics": report["test"],
     }
     source = _source(weights, config, training)
     if source.net.hidden != config.hidden:
-        raise InputError(f"{weights} has hidden layers {source.net.hidden}, its config.json says {config.hidden}")
+        raise InputError(
+            f"{weights} has hidden layers {source.net.hidden}, its config.json says {config.hidden}"
+        )
     return source
 
 

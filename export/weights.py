@@ -39,7 +39,9 @@ def _read(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # torch.load raises eight kinds on damaged files
         raise InputError(f"{path} is refused, {_why(error)}: {ADVICE}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"{path} holds {type(state).__name__} values other than tensors, not a state_dict: {ADVICE}")
+        raise InputError(
+            f"{path} holds {type(state).__name__} values other than tensors, not a state_dict: {ADVICE}"
+        )
     return state
 
 
@@ -53,9 +55,13 @@ def _why(error: Exception) -> str:
 
 def _hidden_sizes(state: dict[str, Tensor], path: Path) -> tuple[int, ...]:
     """Sizes of all layers but the last, from the biases and weights that are there."""
-    layers = [int(match[1]) for key in state if (match := re.fullmatch(r"fc([1-9]\d?)\.(?:weight|bias)", key))]
+    layers = [
+        int(match[1]) for key in state if (match := re.fullmatch(r"fc([1-9]\d?)\.(?:weight|bias)", key))
+    ]
     if not layers:
-        raise InputError(f"{path} has no key fc1.weight but {_some(state)}: expected the tutorial's net, fc1, fc2, fc3")
+        raise InputError(
+            f"{path} has no key fc1.weight but {_some(state)}: expected the tutorial's net, fc1, fc2, fc3"
+        )
     sizes = []
     for layer in range(1, max(layers)):
         known = [state[key] for key in (f"fc{layer}.weight", f"fc{layer}.bias") if key in state]
@@ -74,7 +80,8 @@ def _check(state: dict[str, Tensor], expected: dict[str, Tensor], path: Path) ->
         found = state[key]
         if found.shape != wanted.shape or found.dtype != wanted.dtype:
             raise InputError(
-                f"{path}: key {key} is {found.dtype} {list(found.shape)}, expected {wanted.dtype} {list(wanted.shape)}"
+                f"{path}: key {key} is {found.dtype} {list(found.shape)}, "
+                f"expected {wanted.dtype} {list(wanted.shape)}"
             )
         if not found.isfinite().all():
             raise InputError(f"{path}: key {key} holds NaN or infinite values: train again")

@@ -21,11 +21,11 @@ LAZY_COMMANDS = {"train": "trainer.main", "export": "export.main"}
 class Commands(TyperGroup):
     """The commands of this module and, loaded on demand, those of the training half."""
 
-    def list_commands(self, ctx: typer.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         """All names, in the order of the work: train, export, then the rest."""
         return [*LAZY_COMMANDS, *super().list_commands(ctx)]
 
-    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return the command, importing its module when it is a lazy one."""
         if cmd_name in LAZY_COMMANDS:
             return typer.main.get_command(importlib.import_module(LAZY_COMMANDS[cmd_name]).app)
@@ -72,9 +72,13 @@ def _root(
 
 @app.command()
 def infer(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Pictures, folders of them, or - for stdin.")],
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGE...", help="Pictures, folders of them, or - for stdin.")
+    ],
     model: ModelOption = None,
-    json_lines: Annotated[bool, typer.Option("--json", help="Print a JSON object a picture, one a line.")] = False,
+    json_lines: Annotated[
+        bool, typer.Option("--json", help="Print a JSON object a picture, one a line.")
+    ] = False,
     top_k: Annotated[int, typer.Option(min=1, max=10, help="How many labels to print, best first.")] = 1,
     preprocess: Annotated[
         Preprocess, typer.Option(help="auto: find and centre the digit; raw: take a 28x28 picture as it is.")
@@ -112,7 +116,9 @@ def infer(
 
 @app.command()
 def info(
-    model: Annotated[Path, typer.Argument(help="An .onnx or TorchScript file, or the directory of an artifact or run.")],
+    model: Annotated[
+        Path, typer.Argument(help="An .onnx or TorchScript file, or the directory of an artifact or run.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print the contract as one JSON document.")] = False,
 ) -> None:
     """Print what a model file says about itself: input, labels, training, proof.

@@ -17,7 +17,9 @@ from serve_cli.spec import IMAGE_SIZE
 STDIN = "-"
 
 
-def answers(predictor: Predictor, names: Sequence[str], *, raw: bool, floor: float) -> Iterator[Answer | InputError]:
+def answers(
+    predictor: Predictor, names: Sequence[str], *, raw: bool, floor: float
+) -> Iterator[Answer | InputError]:
     """Yield an answer for each picture that `names` stand for, or the error that it met, in order.
 
     `names` are files, folders, or `-` for standard input; `raw` takes 28x28 pictures as they are; below
@@ -61,5 +63,7 @@ def take_raw(grey: np.ndarray, name: str) -> Preprocessed:
     """
     if grey.shape != (IMAGE_SIZE, IMAGE_SIZE):
         height, width = grey.shape
-        raise InputError(f"{name} has {width}x{height} pixels, --preprocess raw takes 28x28: leave the option out")
+        raise InputError(
+            f"{name} has {width}x{height} pixels, --preprocess raw takes 28x28: leave the option out"
+        )
     return Preprocessed(grey, found=bool(grey.any()))

@@ -20,7 +20,7 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", 
 """What counts as a picture when a folder is named."""
 
 MAX_BYTES = 64 * 1024**2
-MAX_PIXELS = 64 * 1024**2
+MAX_PIXELS = 64 * 10**6
 """Larger than any phone's photo, small enough to decode in a second."""
 
 
@@ -90,7 +90,8 @@ def _check_size(image: Image.Image, name: str) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise InputError(
-            f"{name} has {width}x{height} pixels, more than {MAX_PIXELS // 1024**2} million: save a smaller picture"
+            f"{name} has {width}x{height} pixels, more than {MAX_PIXELS // 10**6} million: "
+            "save a smaller picture"
         )
 
 

@@ -7,12 +7,19 @@ The geometry is MNIST's own (LeCun, Cortes, Burges, http://yann.lecun.com/exdb/m
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from serve_cli.spec import IMAGE_SIZE
 
 BOX = 20
 """Side of the box that MNIST fits a digit into, in pixels."""
+
+FINE = 4
+"""How much finer than the result strokes are looked at."""
+
+THIN = 2.0
+"""Stroke width in pixels of the result below which a stroke is widened to it: three quarters of MNIST's
+training digits are wider."""
 
 CENTRE = 14.0
 """Row and column, counted from 0, of a digit's centre of mass: the middle of what MNIST has."""
@@ -26,8 +33,17 @@ WORKING_SIZE = 512
 MIN_CONTRAST = 16
 """Grey levels (of 255) between ink and background below which a picture counts as blank."""
 
-INK_THRESHOLD = 0.35
-"""Share of the strongest ink above which a pixel belongs to the digit's box."""
+STROKE_SHARE = 0.1
+"""Per cent of the pixels that even a hairline covers: the weakest of them sets the strength of ink."""
+
+FAINT = 0.2
+"""Share of the strength of ink below which a pixel is paper: noise, shadows, the halo of JPEG."""
+
+BOX_INK = 0.3
+"""Ink above which a pixel belongs to the digit's box."""
+
+PAPER_TOLERANCES = (64.0, 32.0, 16.0, 16.0)
+"""Grey levels from the fitted paper within which a pixel counts as paper, in each round of the fit."""
 
 
 @dataclass(frozen=True)
@@ -74,32 +90,81 @@ def shrink(grey: np.ndarray) -> np.ndarray:
 
 
 def ink_of(grey: np.ndarray) -> np.ndarray | None:
-    """Distance of each pixel from the background, 0 to 1, whatever the polarity; None when there is no ink.
+    """How much ink lies on each pixel, 0 to 1, whatever the polarity; None when there is none.
 
-    The background is the median of the picture's border.
+    Ink is what differs from the paper; of dark and light, the side with more contrast is the ink.
     """
-    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    distance = np.abs(grey.astype(np.float32) - np.median(border).astype(np.float32))
-    strongest = np.percentile(distance[distance > MIN_CONTRAST / 2], 95) if (distance > MIN_CONTRAST).any() else 0
-    if strongest <= MIN_CONTRAST:
+    difference = grey.astype(np.float32) - paper_of(grey)
+    strength = np.percentile(np.abs(difference), 100 - STROKE_SHARE)
+    if strength < MIN_CONTRAST:
         return None
-    ink = np.clip(distance / strongest, 0, 1)
-    return np.asarray(np.where(ink < INK_THRESHOLD / 2, 0, ink), dtype=np.float32)
+    far = difference[np.abs(difference) > strength / 2]
+    ink = difference * (1 if far.sum() > 0 else -1) / strength
+    return np.clip((ink - FAINT) / (1 - FAINT), 0, 1)
+
+
+def paper_of(grey: np.ndarray) -> np.ndarray:
+    """Brightness of the background under each pixel, float32 [H, W]: light that falls unevenly included.
+
+    A quadratic surface is fitted to the picture by least squares, starting from the border's level and
+    leaving out, round after round, what lies far from it: the strokes.
+    """
+    height, width = grey.shape
+    y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
+    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1).reshape(-1, 6)
+    levels = grey.reshape(-1).astype(np.float64)
+    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    surface = np.full(levels.shape, np.median(border))
+    for tolerance in PAPER_TOLERANCES:
+        near = np.abs(levels - surface) <= tolerance
+        if near.any():
+            surface = terms @ least_squares(terms[near], levels[near])
+    return surface.reshape(height, width).astype(np.float32)
+
+
+def least_squares(terms: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Coefficients of `terms` [N, K] that fit `values` [N] best, by the K x K normal equations."""
+    return np.linalg.lstsq(terms.T @ terms, terms.T @ values, rcond=None)[0]
 
 
 def crop(ink: np.ndarray) -> np.ndarray:
     """Cut to the bounding box of what is clearly ink."""
-    rows, columns = extent(ink > INK_THRESHOLD)
+    rows, columns = extent(ink > BOX_INK)
     return ink[rows, columns]
 
 
 def fit(ink: np.ndarray) -> np.ndarray:
-    """Scale so that the longer side is 20 pixels, the aspect kept; the strongest ink becomes 255."""
-    scale = BOX / max(ink.shape)
+    """Scale so that the longer side is 20 pixels, the aspect kept and hairlines not lost; uint8."""
+    fine = resize(ink, BOX * FINE)
+    drawn = resize(thicken(fine), BOX)
+    return (drawn * (255 / drawn.max())).round().astype(np.uint8)
+
+
+def resize(ink: np.ndarray, longest: int) -> np.ndarray:
+    """Scale `ink` so that its longer side has `longest` pixels, averaging when it shrinks."""
+    scale = longest / max(ink.shape)
     height, width = (max(1, round(side * scale)) for side in ink.shape)
-    image = Image.fromarray(ink).resize((width, height), Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC)
-    levels = np.clip(np.asarray(image), 0, None)
-    return np.clip(levels * (255 / levels.max()), 0, 255).round().astype(np.uint8)
+    resampling = Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC
+    return np.clip(np.asarray(Image.fromarray(ink).resize((width, height), resampling)), 0, 1)
+
+
+def thicken(fine: np.ndarray) -> np.ndarray:
+    """Widen strokes that are thinner than MNIST's; `fine` has FINE pixels for each one of the result."""
+    strength = np.percentile(fine[fine > 0], 90)
+    fine = np.clip(fine / strength, 0, 1)
+    radius = round((THIN * FINE - stroke_width(fine)) / 2)
+    if radius <= 0:
+        return fine
+    padded = Image.fromarray(np.pad(fine, radius))
+    levels = Image.fromarray((np.asarray(padded) * 255).astype(np.uint8))
+    return np.asarray(levels.filter(ImageFilter.MaxFilter(2 * radius + 1)), dtype=np.float32) / 255
+
+
+def stroke_width(ink: np.ndarray) -> float:
+    """Mean width of the strokes in pixels: twice their area over the length of their outline."""
+    padded = np.pad(ink, 1)
+    outline = np.hypot(np.diff(padded, axis=0)[:, :-1], np.diff(padded, axis=1)[:-1]).sum()
+    return float(2 * ink.sum() / outline)
 
 
 def place(digit: np.ndarray) -> np.ndarray:

@@ -9,6 +9,9 @@ import typer
 
 from serve_cli.errors import MnistError
 
+INTERRUPTED = 128 + signal.SIGINT
+"""Exit code after Ctrl-C, as shells have it."""
+
 
 def is_first_process() -> bool:
     """Whether this is the process that speaks: the only one, or rank 0 of a launched group."""
@@ -35,6 +38,8 @@ def run(app: typer.Typer, program: str, arguments: Sequence[str] | None = None) 
         complain(program, str(error))
         return error.exit_code
     except typer.TyperException as error:
+        context = getattr(error, "ctx", None)
+        program = context.command_path if context else program
         complain(program, f"{error.format_message()} (see {program} --help)")
         return error.exit_code
     except BrokenPipeError:
@@ -42,7 +47,7 @@ def run(app: typer.Typer, program: str, arguments: Sequence[str] | None = None) 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (KeyboardInterrupt, typer.Abort):
-        exit_code = 128 + signal.SIGINT
-    if exit_code == 128 + signal.SIGINT:
+        exit_code = INTERRUPTED
+    if exit_code == INTERRUPTED:  # typer returns this code for a KeyboardInterrupt that it caught
         complain(program, "interrupted")
     return exit_code

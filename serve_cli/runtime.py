@@ -73,7 +73,9 @@ def _open_session(path: Path) -> Any:
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no common base
         reason = str(error).rpartition(" : ")[2].partition("\n")[0]
-        raise InputError(f"{path} is not an ONNX model that can be run ({reason}): make one with mnist export") from error
+        raise InputError(
+            f"{path} is not an ONNX model that can be run ({reason}): make one with mnist export"
+        ) from error
 
 
 def _read_contract(session: Any, path: Path) -> Contract:
@@ -92,4 +94,6 @@ def _check_signature(session: Any, path: Path) -> None:
     types = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}
     expected = [(value["name"], types[value["dtype"]], value["shape"][1:]) for value in (INPUT, *OUTPUTS)]
     if found != expected:
-        raise InputError(f"{path}: its graph has {found}, its contract says {expected}; export the model again")
+        raise InputError(
+            f"{path}: its graph has {found}, its contract says {expected}; export the model again"
+        )

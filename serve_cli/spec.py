@@ -25,16 +25,16 @@ MODEL_FILES = {"onnx": "model.onnx", "torchscript": "model.torchscript.pt"}
 ARTIFACT_FILE = "artifact.json"
 PARITY_FILE = "parity.json"
 
-INPUT = {
+INPUT: dict[str, Any] = {
     "name": "image",
     "dtype": "uint8",
     "shape": ["N", IMAGE_SIZE, IMAGE_SIZE],
     "meaning": "0 is background, 255 is ink: white on black, as MNIST stores a digit",
 }
-OUTPUTS = [
+OUTPUTS: tuple[dict[str, Any], ...] = (
     {"name": "logits", "dtype": "float32", "shape": ["N", CLASSES]},
     {"name": "probabilities", "dtype": "float32", "shape": ["N", CLASSES]},
-]
+)
 PREPROCESSING = (
     "a picture of a digit is cropped to its ink, fitted into 20x20 with its aspect kept, and placed by its "
     "centre of mass at the centre of 28x28; normalisation is inside the model"
@@ -56,7 +56,7 @@ class Contract:
     parity: Mapping[str, Any]
     versions: Mapping[str, str]
     input: Mapping[str, Any] = field(default_factory=lambda: INPUT)
-    outputs: tuple[Mapping[str, Any], ...] = tuple(OUTPUTS)
+    outputs: tuple[Mapping[str, Any], ...] = OUTPUTS
     preprocessing: str = PREPROCESSING
     format_version: int = FORMAT_VERSION
 
@@ -74,7 +74,9 @@ class Contract:
         try:
             values = json.loads(text)
         except ValueError as error:
-            raise InputError(f"{source}: its contract is not JSON ({error}); export the model again") from error
+            raise InputError(
+                f"{source}: its contract is not JSON ({error}); export the model again"
+            ) from error
         if not isinstance(values, dict) or values.get("format_version") != FORMAT_VERSION:
             found = values.get("format_version") if isinstance(values, dict) else None
             raise InputError(
@@ -86,14 +88,22 @@ class Contract:
         if wrong:
             kind = "lacks" if wrong[0] in names else "has an unknown field"
             raise InputError(f"{source}: its contract {kind} {wrong[0]!r}; export the model again")
-        contract = cls(**{**values, "labels": _labels(values["labels"], source), "outputs": tuple(values["outputs"])})
-        for name, expected in (("input", INPUT), ("outputs", tuple(OUTPUTS))):
+        contract = cls(
+            **{**values, "labels": _labels(values["labels"], source), "outputs": tuple(values["outputs"])}
+        )
+        for name, expected in (("input", INPUT), ("outputs", OUTPUTS)):
             if getattr(contract, name) != expected:
-                raise InputError(f"{source}: field {name!r} of its contract is not the one this program serves")
+                raise InputError(
+                    f"{source}: field {name!r} of its contract is not the one this program serves"
+                )
         return contract
 
 
 def _labels(value: Any, source: Path) -> tuple[int | str, ...]:
-    if not isinstance(value, list) or len(value) != CLASSES or not all(isinstance(v, int | str) for v in value):
+    if (
+        not isinstance(value, list)
+        or len(value) != CLASSES
+        or not all(isinstance(v, int | str) for v in value)
+    ):
         raise InputError(f"{source}: field 'labels' of its contract must list {CLASSES} labels")
     return tuple(value)

@@ -61,7 +61,9 @@ class TrainConfig:
         sizes_ok = len(self.hidden) > 0 and all(1 <= size <= 65536 for size in self.hidden)
         _require(sizes_ok, "hidden", self.hidden, "layer sizes from 1 to 65536, such as 128,64")
         _require(self.limit is None or self.limit >= 1, "limit", self.limit, "at least 1")
-        _require(0 <= self.validation_fraction <= 0.5, "validation_fraction", self.validation_fraction, "0 to 0.5")
+        _require(
+            0 <= self.validation_fraction <= 0.5, "validation_fraction", self.validation_fraction, "0 to 0.5"
+        )
         _require(math.isfinite(self.mean), "mean", self.mean, "a number")
         _require(0 < self.std < math.inf, "std", self.std, "above 0")
 

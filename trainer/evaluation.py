@@ -29,7 +29,9 @@ def evaluate(net: nn.Module, normalize: Normalize, split: Split, accelerator: Ac
     net = accelerator.unwrap_model(net)
     share = slice(accelerator.process_index, None, accelerator.num_processes)
     sums = torch.zeros(2, dtype=sum_dtype(accelerator.device), device=accelerator.device)  # loss, correct
-    for images, labels in zip(split.images[share].split(BATCH), split.labels[share].split(BATCH), strict=True):
+    for images, labels in zip(
+        split.images[share].split(BATCH), split.labels[share].split(BATCH), strict=True
+    ):
         logits = net(normalize(images))  # [N, 10]
         sums[0] += cross_entropy(logits, labels, reduction="sum")
         sums[1] += (logits.argmax(dim=1) == labels).sum()

@@ -44,7 +44,11 @@ def train_epochs(
     """
     steps = config.epochs * -(-len(train) // config.batch_size)
     optimizer = Adam(
-        net.parameters(), lr=config.lr, weight_decay=config.weight_decay, decoupled_weight_decay=True, fused=True
+        net.parameters(),
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        decoupled_weight_decay=True,
+        fused=True,
     )
     schedule = learning_rate_schedule(optimizer, config, steps)
     model, optimizer = accelerator.prepare(net, optimizer)
@@ -54,7 +58,9 @@ def train_epochs(
         start = time.perf_counter()
         bar = progress.add_task(f"Epoch {number}/{config.epochs}", total=len(train))
         loss_sum = torch.zeros((), dtype=sum_dtype(accelerator.device), device=accelerator.device)
-        for batch in sample_order(len(train), config.seed, number).to(accelerator.device).split(config.batch_size):
+        for batch in (
+            sample_order(len(train), config.seed, number).to(accelerator.device).split(config.batch_size)
+        ):
             index = batch[rank::world]
             logits = model(normalize(train.images[index]))  # [B, 10]
             loss = cross_entropy(logits, train.labels[index], reduction="sum")

@@ -23,16 +23,23 @@ def train(
         Path | None, typer.Option(envvar="MNIST_DATA_DIR", help="Where data lies or is downloaded to.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="The run directory to make; runs/DATASET-RECIPE if not given.")
+        Path | None,
+        typer.Option(metavar="RUN", help="The run directory to make; runs/DATASET-RECIPE if not given."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that stands there.")] = False,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training set.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images a step, over all processes together.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images a step, over all processes together.")
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate of Adam; the peak of one-cycle.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Decoupled weight decay, as in AdamW.")] = None,
-    schedule: Annotated[str | None, typer.Option(help=f"Of the learning rate: {', '.join(SCHEDULES)}.")] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help=f"Of the learning rate: {', '.join(SCHEDULES)}.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of initial weights and sample order.")] = None,
-    hidden: Annotated[str | None, typer.Option(metavar="SIZES", help="Hidden layers, such as 128,64.")] = None,
+    hidden: Annotated[
+        str | None, typer.Option(metavar="SIZES", help="Hidden layers, such as 128,64.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Use only the first images, for a quick try.")] = None,
     validation_fraction: Annotated[
         float | None,

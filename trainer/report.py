@@ -33,7 +33,11 @@ def build_report(
             "processes": accelerator.num_processes,
             "device": accelerator.device.type,
         },
-        "dataset": {"name": dataset.name, "labels": list(dataset.labels), "train_sha256": dataset.train.sha256()},
+        "dataset": {
+            "name": dataset.name,
+            "labels": list(dataset.labels),
+            "train_sha256": dataset.train.sha256(),
+        },
         "parameters": sum(parameter.numel() for parameter in net.parameters()),
         "versions": {
             "accelerate": accelerate_version,
@@ -47,7 +51,9 @@ def draw_samples(split: Split, labels: tuple[int | str, ...], path: Path) -> Non
     """Write the first training images with their labels as a PNG."""
     shown = min(SAMPLES_SHOWN, len(split))
     figure = Figure(figsize=(1.2 * shown, 1.7), layout="constrained")
-    for axes, image, label in zip(figure.subplots(1, shown, squeeze=False)[0], split.images, split.labels, strict=False):
+    for axes, image, label in zip(
+        figure.subplots(1, shown, squeeze=False)[0], split.images, split.labels, strict=False
+    ):
         axes.imshow(image, cmap="gray", vmin=0, vmax=255)
         axes.set_title(f"Label: {labels[int(label)]}", fontsize=9)
         axes.axis("off")
@@ -60,7 +66,12 @@ def draw_losses(epochs: list[Epoch], validated_on: str, path: Path) -> None:
     axes = figure.subplots()
     numbers = [epoch.number for epoch in epochs]
     axes.plot(numbers, [epoch.train_loss for epoch in epochs], marker="o", label="Training Loss")
-    axes.plot(numbers, [epoch.validation.loss for epoch in epochs], marker="o", label=f"Validation Loss ({validated_on})")
+    axes.plot(
+        numbers,
+        [epoch.validation.loss for epoch in epochs],
+        marker="o",
+        label=f"Validation Loss ({validated_on})",
+    )
     axes.set_xlabel("Epoch")
     axes.set_ylabel("Loss")
     axes.set_title("Training and Validation Loss")

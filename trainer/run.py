@@ -60,7 +60,9 @@ def _train(config: TrainConfig, data_dir: Path | None, accelerator: Accelerator,
                 run_directory.append_json_line(folder / run_directory.METRICS, dataclasses.asdict(epoch))
 
     test = evaluate(net, normalize, dataset.test.to(device), accelerator)
-    accelerator.print(f"Test Accuracy: {test.accuracy:.2%} of {test.samples:,} images, Test Loss: {test.loss:.4f}")
+    accelerator.print(
+        f"Test Accuracy: {test.accuracy:.2%} of {test.samples:,} images, Test Loss: {test.loss:.4f}"
+    )
     if folder is not None:
         torch.save(net.to("cpu").state_dict(), folder / run_directory.WEIGHTS)
         report = build_report(dataset, train, epochs, test, net, accelerator)

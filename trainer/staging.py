@@ -24,7 +24,9 @@ def staged_folder(final: Path, *, marker: str, overwrite: bool) -> Iterator[Path
         final.parent.mkdir(parents=True, exist_ok=True)
         shelter = tempfile.TemporaryDirectory(prefix=f".{final.name[:64]}-", dir=final.parent)
     except OSError as error:
-        raise InputError(f"cannot write to {final.parent} ({error.strerror}): name another --output") from error
+        raise InputError(
+            f"cannot write to {final.parent} ({error.strerror}): name another --output"
+        ) from error
     with shelter as temporary:
         folder = Path(temporary, "new")  # a child, for mkdtemp's own folder is private to its owner
         folder.mkdir()

@@ -17,6 +17,8 @@ from serve_cli.spec import IMAGE_SIZE, INPUT, METADATA_KEY, OUTPUTS, Contract
 from trainer.model import DeployedModel
 
 DEFAULT_OPSET = 20
+FIRST_OPSET = 18
+"""Oldest operator set that PyTorch's exporter writes; asked for an older one, it silently writes this one."""
 
 EXAMPLE = torch.zeros(2, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8)
 """What the exporters trace with: two pictures, for they take a batch of one for a constant."""
@@ -40,6 +42,9 @@ def convert_onnx(model: DeployedModel, path: Path, opset: int) -> None:
     Raises:
         InputError: the exporter cannot write this opset.
     """
+    newest = onnx.defs.onnx_opset_version()
+    if not FIRST_OPSET <= opset <= newest:
+        raise InputError(f"--opset is {opset}, expected {FIRST_OPSET} to {newest}")
     with _quiet():
         program = torch.onnx.export(
             model,

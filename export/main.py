@@ -34,9 +34,11 @@ def export(
     ] = False,
     data_dir: Annotated[
         Path | None,
-        typer.Option(envvar="MNIST_DATA_DIR", help="Where the test images lie or are downloaded to."),
+        typer.Option(help="Where the test images lie or are downloaded to; MNIST_DATA_DIR if not given."),
     ] = None,
-    opset: Annotated[int | None, typer.Option(min=18, help="ONNX operator set; 20 if not given.")] = None,
+    opset: Annotated[
+        int | None, typer.Option(help="ONNX operator set, 18 or newer; 20 if not given.")
+    ] = None,
     dataset: Annotated[
         str | None, typer.Option(help=f"For a bare state_dict: what to prove it on ({', '.join(DATASETS)}).")
     ] = None,

@@ -1,5 +1,6 @@
 """Reading a state_dict that somebody saved: tensors only, every key and shape checked."""
 
+import pickle
 import re
 import warnings
 from pathlib import Path
@@ -38,18 +39,22 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # torch.load raises eight kinds on damaged files
         raise InputError(f"{path} is refused, {_why(error)}: {ADVICE}") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(
-            f"{path} holds {type(state).__name__} values other than tensors, not a state_dict: {ADVICE}"
-        )
+    if not isinstance(state, dict):
+        raise InputError(f"{path} holds a {type(state).__name__}, not a state_dict: {ADVICE}")
+    if others := [key for key, value in state.items() if not isinstance(value, Tensor)]:
+        raise InputError(f"{path} is not a state_dict, key {others[0]} holds no tensor: {ADVICE}")
     return state
 
 
 def _why(error: Exception) -> str:
     """Torch's reason in a few words; its own text is a page long and advises to switch the check off."""
-    unsafe = re.search(r"(?:GLOBAL|global|function|class) `?([\w.]+\.\w+)", str(error))
-    if unsafe and "weights_only" in str(error):
-        return f"it holds more than tensors ({unsafe[1]}) and code in a file is never run"
+    if isinstance(error, pickle.UnpicklingError):
+        name = re.search(r"GLOBAL ([\w.]+)", str(error))
+        return (
+            f"it holds more than tensors ({name[1] if name else 'objects'}) and code in a file is never run"
+        )
+    if "TorchScript" in str(error):
+        return "it is a TorchScript archive, not a state_dict"
     return "it is damaged or not a state_dict"
 
 

@@ -1,4 +1,4 @@
-"""Write test digits, two of each label, as PNG files named NUMBER_LABEL.png: demo_digits.py DATASET FOLDER."""
+"""Write two test digits of each label as PNG files NUMBER_LABEL.png: demo_digits.py DATASET FOLDER."""
 
 import sys
 from pathlib import Path

@@ -18,6 +18,7 @@ class Answer:
     probabilities: list[float]
     labels: Sequence[int | str]
     reason: str | None
+    found: bool
 
     @classmethod
     def of(
@@ -31,7 +32,7 @@ class Answer:
         confidence = float(probabilities[best])
         reason = None
         if not found:
-            reason = "no digit found: the picture is blank"
+            reason = "the picture is blank"
         elif confidence < floor:
             reason = f"confidence is below {floor:g}"
         return cls(
@@ -42,6 +43,7 @@ class Answer:
             probabilities=probabilities.tolist(),
             labels=labels,
             reason=reason,
+            found=found,
         )
 
     def ranking(self, top: int) -> list[tuple[int | str, float]]:
@@ -69,4 +71,4 @@ class Answer:
         ranking = ", ".join(f"{label} ({p:.1%})" for label, p in self.ranking(top))
         if self.reason is None:
             return f"{self.file}: {ranking}"
-        return f"{self.file}: not sure, {self.reason}; best guess {ranking}"
+        return f"{self.file}: not sure, {self.reason}" + (f"; best guess {ranking}" if self.found else "")

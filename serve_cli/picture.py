@@ -13,8 +13,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from serve_cli.errors import InputError
 
-FORMATS = ("PNG", "JPEG", "MPO", "GIF", "BMP", "WEBP", "TIFF", "PPM")
-"""What Pillow may try: its raster decoders; the content decides, not the file name."""
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+"""What Pillow may try; the content decides, not the file name. JPEG includes the MPO of phones."""
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm"})
 """What counts as a picture when a folder is named."""
@@ -104,6 +104,8 @@ def grey_levels(image: Image.Image) -> np.ndarray:
         return _stretch(np.asarray(image, dtype=np.float64))
     if image.has_transparency_data:
         return _flatten(image.convert("RGBA"))
+    if image.mode == "LAB":  # Pillow converts it by colour profiles only
+        return np.asarray(image.getchannel("L"))
     return np.asarray(image.convert("L"))
 
 

@@ -33,8 +33,8 @@ WORKING_SIZE = 512
 MIN_CONTRAST = 16
 """Grey levels (of 255) between ink and background below which a picture counts as blank."""
 
-STROKE_SHARE = 0.1
-"""Per cent of the pixels that even a hairline covers: the weakest of them sets the strength of ink."""
+STROKE_SHARE = 0.02
+"""Per cent of the pixels that even a small hairline covers: the weakest of them sets the strength of ink."""
 
 FAINT = 0.2
 """Share of the strength of ink below which a pixel is paper: noise, shadows, the halo of JPEG."""

@@ -42,12 +42,18 @@ def run(app: typer.Typer, program: str, arguments: Sequence[str] | None = None) 
         program = context.command_path if context else program
         complain(program, f"{error.format_message()} (see {program} --help)")
         return error.exit_code
-    except BrokenPipeError:
-        # The reader has gone. What is left in the buffer must not raise again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a disk that is full, a reader of our output that has gone
+        discard_output()
+        if not isinstance(error, BrokenPipeError):
+            complain(program, str(error))
         return 1
     except (KeyboardInterrupt, typer.Abort):
         exit_code = INTERRUPTED
     if exit_code == INTERRUPTED:  # typer returns this code for a KeyboardInterrupt that it caught
         complain(program, "interrupted")
     return exit_code
+
+
+def discard_output() -> None:
+    """Send what standard output still holds nowhere, so that it cannot fail again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

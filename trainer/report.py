@@ -54,7 +54,7 @@ def draw_samples(split: Split, labels: tuple[int | str, ...], path: Path) -> Non
     for axes, image, label in zip(
         figure.subplots(1, shown, squeeze=False)[0], split.images, split.labels, strict=False
     ):
-        axes.imshow(image, cmap="gray", vmin=0, vmax=255)
+        axes.imshow(image.numpy(), cmap="gray", vmin=0, vmax=255)
         axes.set_title(f"Label: {labels[int(label)]}", fontsize=9)
         axes.axis("off")
     figure.savefig(path, dpi=120)

@@ -1,0 +1,281 @@
+"""`mnist infer` and `mnist info` as people call them: answers, exit codes, bad input."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.command import Mnist
+
+KEYS = {"file", "label", "best_guess", "confidence", "probabilities"}
+
+
+@pytest.fixture
+def blank_png(tmp_path: Path) -> Path:
+    path = tmp_path / "blank.png"
+    Image.new("L", (40, 40), 255).save(path)
+    return path
+
+
+def stdin(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+
+def test_label_and_confidence(mnist: Mnist, digit_png: Path, artifact: Path) -> None:
+    result = mnist("infer", digit_png, "--model", artifact)
+    assert result.code == 0
+    assert result.out.startswith(f"{digit_png}: 7 (")
+    assert result.err == ""
+
+
+def test_json_is_one_object_a_line(mnist: Mnist, digit_png: Path, artifact: Path) -> None:
+    result = mnist("infer", digit_png, digit_png, "--model", artifact, "--json")
+    answers = [json.loads(line) for line in result.out.splitlines()]
+    assert len(answers) == 2
+    for answer in answers:
+        assert set(answer) == KEYS
+        assert answer["file"] == str(digit_png)
+        assert answer["label"] == answer["best_guess"] == 7
+        assert len(answer["probabilities"]) == 10
+        assert sum(answer["probabilities"]) == pytest.approx(1, abs=1e-5)
+        assert answer["confidence"] == max(answer["probabilities"])
+
+
+def test_top_k_ranks(mnist: Mnist, digit_png: Path, artifact: Path) -> None:
+    text = mnist("infer", digit_png, "--model", artifact, "--top-k", 3).out
+    assert text.count("%") == 3
+    answer = json.loads(mnist("infer", digit_png, "--model", artifact, "--top-k", 3, "--json").out)
+    ranking = [entry["probability"] for entry in answer["top"]]
+    assert ranking == sorted(answer["probabilities"], reverse=True)[:3]
+    assert answer["top"][0]["label"] == 7
+
+
+@pytest.mark.parametrize("where", ["artifact", "file", "run"])
+def test_model_is_a_file_an_artifact_or_a_run(
+    mnist: Mnist, digit_png: Path, artifact: Path, tmp_path: Path, where: str
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "artifact").symlink_to(artifact)
+    model = {"artifact": artifact, "file": artifact / "model.onnx", "run": run}[where]
+    assert mnist("infer", digit_png, "--model", model).code == 0
+
+
+def test_folders_are_read_in_order(mnist: Mnist, digit: np.ndarray, artifact: Path, tmp_path: Path) -> None:
+    for name in ("b.png", "a.png", "deeper/c.png"):
+        path = tmp_path / "digits" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(digit).save(path)
+    result = mnist("infer", tmp_path / "digits", "--model", artifact, "--json")
+    files = [Path(json.loads(line)["file"]).name for line in result.out.splitlines()]
+    assert files == ["a.png", "b.png", "c.png"]
+
+
+def test_dash_is_standard_input(
+    mnist: Mnist, digit_png: Path, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stdin(monkeypatch, digit_png.read_bytes())
+    assert mnist("infer", "-", "--model", artifact).out.startswith("-: 7 (")
+
+
+def test_more_pictures_than_a_batch(mnist: Mnist, digit_png: Path, artifact: Path) -> None:
+    result = mnist("infer", *[digit_png] * 600, "--model", artifact)
+    assert result.out.count(": 7 (") == 600
+
+
+def test_a_blank_picture_is_not_sure(mnist: Mnist, blank_png: Path, artifact: Path) -> None:
+    result = mnist("infer", blank_png, "--model", artifact)
+    assert result.code == 3
+    assert result.out == f"{blank_png}: not sure, the picture is blank\n"
+    answer = json.loads(mnist("infer", blank_png, "--model", artifact, "--json").out)
+    assert answer["label"] is None
+    assert answer["reason"] == "the picture is blank"
+    assert len(answer["probabilities"]) == 10
+
+
+def test_below_the_floor_is_not_sure(mnist: Mnist, digit_png: Path, artifact: Path) -> None:
+    confidence = json.loads(mnist("infer", digit_png, "--model", artifact, "--json").out)["confidence"]
+    sure = mnist("infer", digit_png, "--model", artifact, "--min-confidence", confidence - 1e-6)
+    assert sure.code == 0
+    unsure = mnist("infer", digit_png, "--model", artifact, "--json", "--min-confidence", 1)
+    assert unsure.code == 3
+    assert json.loads(unsure.out)["label"] is None
+    assert json.loads(unsure.out)["best_guess"] == 7
+
+
+def test_raw_takes_28x28_as_it_is(mnist: Mnist, digit: np.ndarray, artifact: Path, tmp_path: Path) -> None:
+    shifted = tmp_path / "shifted.png"
+    Image.fromarray(np.roll(digit, 4, axis=1)).save(shifted)
+    auto = json.loads(mnist("infer", shifted, "--model", artifact, "--json").out)
+    raw = json.loads(mnist("infer", shifted, "--model", artifact, "--json", "--preprocess", "raw").out)
+    assert auto["probabilities"] != raw["probabilities"]
+    large = tmp_path / "large.png"
+    Image.new("L", (30, 40)).save(large)
+    mnist("infer", large, "--model", artifact, "--preprocess", "raw").assert_refused(
+        "large.png", "30x40", "28x28"
+    )
+
+
+# Bad input: one line on stderr, exit code 2, and the other pictures still answered.
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("missing.png", None, "No such file"),
+        ("empty.png", b"", "empty"),
+        ("text.png", b"I am not a picture", "not a picture"),
+        ("line\nbreak\x1b[31m.png", b"I am not a picture", "not a picture"),
+    ],
+)
+def test_a_bad_file(
+    mnist: Mnist, artifact: Path, tmp_path: Path, name: str, data: bytes | None, message: str
+) -> None:
+    path = tmp_path / name
+    if data is not None:
+        path.write_bytes(data)
+    result = mnist("infer", path, "--model", artifact)
+    result.assert_refused(message)
+    assert "\x1b" not in result.err
+
+
+def test_a_truncated_picture(mnist: Mnist, digit_png: Path, artifact: Path) -> None:
+    data = digit_png.read_bytes()
+    digit_png.write_bytes(data[: len(data) - 40])
+    mnist("infer", digit_png, "--model", artifact).assert_refused("digit.png", "damaged")
+
+
+def test_a_folder_without_pictures(mnist: Mnist, artifact: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("nothing here")
+    mnist("infer", tmp_path, "--model", artifact).assert_refused(str(tmp_path), "holds no pictures")
+
+
+def test_empty_standard_input(mnist: Mnist, artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stdin(monkeypatch, b"")
+    mnist("infer", "-", "--model", artifact).assert_refused("standard input is empty")
+
+
+def test_a_bad_file_does_not_stop_the_others(
+    mnist: Mnist, digit_png: Path, blank_png: Path, artifact: Path
+) -> None:
+    result = mnist("infer", "missing.png", digit_png, blank_png, digit_png, "--model", artifact)
+    assert result.code == 2  # worse than not sure
+    assert result.out.count(": 7 (") == 2
+    assert len(result.err.splitlines()) == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX permissions")
+def test_a_picture_without_permission(digit_png: Path, artifact: Path) -> None:
+    """In a child that has given up root, for root may read everything."""
+    digit_png.chmod(0)
+    code = f"""
+import os, sys
+from pathlib import Path
+from serve_cli.picture import read_file
+from serve_cli.errors import InputError
+if os.geteuid() == 0:
+    os.seteuid(65534)
+try:
+    read_file(Path({str(digit_png)!r}))
+except InputError as error:
+    sys.exit(0 if "cannot read" in str(error) else str(error))
+sys.exit("it was read")
+"""
+    for folder in digit_png.parents:
+        if str(folder).startswith(str(digit_png.parents[2])):
+            folder.chmod(0o755)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("data", [b"", b"not onnx"])
+def test_a_model_that_is_not_onnx(mnist: Mnist, digit_png: Path, tmp_path: Path, data: bytes) -> None:
+    model = tmp_path / "model.onnx"
+    model.write_bytes(data)
+    mnist("infer", digit_png, "--model", model).assert_refused("model.onnx", "not an ONNX model")
+
+
+def test_a_model_that_is_not_there(mnist: Mnist, digit_png: Path, tmp_path: Path) -> None:
+    mnist("infer", digit_png, "--model", tmp_path / "nope").assert_refused("no such model")
+    mnist("infer", digit_png, "--model", tmp_path).assert_refused("holds no model.onnx")
+    mnist("infer", digit_png).assert_refused("--model")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("infer",),
+        ("infer", "x.png", "--colour"),
+        ("infer", "x.png", "--top-k", "11"),
+        ("infer", "x.png", "--top-k", "many"),
+        ("infer", "x.png", "--min-confidence", "2"),
+        ("infer", "x.png", "--preprocess", "magic"),
+        ("inferr",),
+    ],
+)
+def test_bad_usage(mnist: Mnist, arguments: tuple[str, ...]) -> None:
+    mnist(*arguments).assert_refused("--help")
+
+
+def test_closed_pipe_is_not_a_traceback(digit_png: Path, artifact: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "serve_cli.app",
+        "infer",
+        *[str(digit_png)] * 300,
+        "--model",
+        str(artifact),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        child.stdout.close()
+        assert b"Traceback" not in child.stderr.read()
+    assert child.returncode == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_behind_stdout_is_not_a_traceback(digit_png: Path, artifact: Path) -> None:
+    command = [sys.executable, "-m", "serve_cli.app", "infer", str(digit_png), "--model", str(artifact)]
+    with Path("/dev/full").open("wb") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert "No space left" in result.stderr
+
+
+# What a model says about itself.
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.torchscript.pt"])
+def test_info_prints_the_contract(mnist: Mnist, artifact: Path, name: str) -> None:
+    contract = json.loads(mnist("info", artifact / name, "--json").out)
+    assert contract["labels"] == list(range(10))
+    assert contract["normalization"] == {"mean": 0.5, "std": 0.5}
+    assert contract["parity"]["argmax_flips"] == 0
+    assert contract["training"]["recipe"] == "notebook"
+    text = mnist("info", artifact / name).out
+    assert text.startswith(f"file: {artifact / name} (")
+    assert "  layers: 784-128-64-10" in text
+
+
+def test_info_of_a_file_without_a_contract(mnist: Mnist, digit_png: Path, run_directory: Path) -> None:
+    mnist("info", digit_png).assert_refused("digit.png", "not an ONNX model")
+    mnist("info", run_directory / "mnist_model.pth").assert_refused("mnist_model.pth", "contract")
+    mnist("info", "nope.onnx").assert_refused("no such model")
+
+
+def test_info_of_a_damaged_archive(mnist: Mnist, artifact: Path, tmp_path: Path) -> None:
+    data = bytearray((artifact / "model.torchscript.pt").read_bytes())
+    position = data.find(b'"format_version"')
+    data[position + 3] ^= 1
+    path = tmp_path / "model.torchscript.pt"
+    path.write_bytes(data)
+    mnist("info", path).assert_refused("model.torchscript.pt", "damaged")

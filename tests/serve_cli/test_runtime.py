@@ -1,0 +1,103 @@
+"""The Predictor: batches of any size give the same answers; files that do not fit are refused."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from serve_cli.errors import InputError
+from serve_cli.runtime import Predictor
+from serve_cli.spec import METADATA_KEY
+from trainer.data import Dataset
+
+
+@pytest.fixture(scope="module")
+def predictor(artifact: Path) -> Predictor:
+    return Predictor(artifact / "model.onnx")
+
+
+def test_batch_size_does_not_change_the_answer(predictor: Predictor, mnist5k: Dataset) -> None:
+    images = mnist5k.test.images.numpy()[:100]
+    reference = predictor.predict(images)
+    for batch_size in (1, 3, 100, 1000):
+        found = predictor.predict(images, batch_size=batch_size)
+        np.testing.assert_allclose(found.logits, reference.logits, atol=1e-5)
+
+
+def test_probabilities_are_the_softmax_of_the_logits(predictor: Predictor, mnist5k: Dataset) -> None:
+    found = predictor.predict(mnist5k.test.images.numpy()[:50])
+    exponentials = np.exp(found.logits - found.logits.max(axis=1, keepdims=True))
+    np.testing.assert_allclose(
+        found.probabilities, exponentials / exponentials.sum(axis=1, keepdims=True), atol=1e-6
+    )
+
+
+def test_no_images_give_no_answers(predictor: Predictor) -> None:
+    found = predictor.predict(np.zeros((0, 28, 28), np.uint8))
+    assert found.logits.shape == found.probabilities.shape == (0, 10)
+
+
+@pytest.mark.parametrize(
+    "images", [np.zeros((1, 28, 28), np.float32), np.zeros((1, 27, 28), np.uint8), np.zeros(784, np.uint8)]
+)
+def test_images_of_another_kind_are_refused(predictor: Predictor, images: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="uint8"):
+        predictor.predict(images)
+
+
+@pytest.mark.parametrize("data", [b"", b"junk", b"\x00" * 1000])
+def test_what_is_not_onnx_is_refused(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"model\.onnx is not an ONNX model"):
+        Predictor(path)
+
+
+def test_a_truncated_model_is_refused(artifact: Path, tmp_path: Path) -> None:
+    data = (artifact / "model.onnx").read_bytes()
+    path = tmp_path / "model.onnx"
+    for length in (10, 1000, len(data) // 2, len(data) - 5000):
+        path.write_bytes(data[:length])
+        with pytest.raises(InputError):
+            Predictor(path)
+
+
+def stamped_identity(contract: str | None, shape: list[object]) -> onnx.ModelProto:
+    """A model that is not ours: one Cast and its sum, with any contract glued on."""
+    image = helper.make_tensor_value_info("image", TensorProto.UINT8, shape)
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)
+    probabilities = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, shape)
+    nodes = [
+        helper.make_node("Cast", ["image"], ["logits"], to=TensorProto.FLOAT),
+        helper.make_node("Identity", ["logits"], ["probabilities"]),
+    ]
+    graph = helper.make_graph(nodes, "foreign", [image], [logits, probabilities])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    if contract is not None:
+        helper.set_model_props(model, {METADATA_KEY: contract})
+    return model
+
+
+def test_a_model_without_a_contract_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "foreign.onnx"
+    onnx.save(stamped_identity(None, ["N", 28, 28]), path)
+    with pytest.raises(InputError, match="carries no mnist_toolkit contract"):
+        Predictor(path)
+
+
+def test_a_graph_that_breaks_its_contract_is_refused(predictor: Predictor, tmp_path: Path) -> None:
+    path = tmp_path / "liar.onnx"
+    onnx.save(stamped_identity(predictor.contract.to_json(), ["N", 28, 28]), path)
+    with pytest.raises(InputError, match="its contract says"):
+        Predictor(path)
+
+
+def test_external_data_is_never_followed(artifact: Path, tmp_path: Path) -> None:
+    model = onnx.load(artifact / "model.onnx")
+    path = tmp_path / "external.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    assert (tmp_path / "weights.bin").exists()
+    with pytest.raises(InputError, match="not an ONNX model that can be run"):
+        Predictor(path)

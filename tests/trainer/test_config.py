@@ -1,0 +1,82 @@
+"""One frozen config: recipes, overrides, ranges, and flags that map one to one to its fields."""
+
+import dataclasses
+import inspect
+import json
+from pathlib import Path
+
+import pytest
+
+from serve_cli.errors import InputError
+from trainer.config import RECIPES, TrainConfig, parse_hidden
+from trainer.main import train
+
+
+def test_the_notebook_recipe_is_the_tutorial() -> None:
+    config = TrainConfig.from_recipe("notebook")
+    assert (config.hidden, config.lr, config.batch_size, config.epochs) == ((128, 64), 1e-3, 64, 5)
+    assert (config.mean, config.std, config.weight_decay, config.schedule) == (0.5, 0.5, 0.0, "constant")
+    assert (config.validation_fraction, config.limit, config.dataset) == (0.0, None, "mnist")
+
+
+def test_flags_override_a_recipe() -> None:
+    config = TrainConfig.from_recipe("fast", batch_size=32, lr=None)
+    assert config.batch_size == 32
+    assert config.lr == RECIPES["fast"]["lr"]
+    assert config.validation_fraction > 0
+
+
+def test_flags_and_fields_are_the_same() -> None:
+    flags = set(inspect.signature(train).parameters) - {"output", "overwrite", "data_dir"}
+    assert flags == {field.name for field in dataclasses.fields(TrainConfig)}
+
+
+def test_config_file_and_back(tmp_path: Path) -> None:
+    config = TrainConfig.from_recipe("fast", hidden=(32,), limit=100)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config.to_dict()))
+    assert TrainConfig.read(path) == config
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "{}", '{"hidden": [128], "colour": 1}', '{"hidden": [1], "lr": "x"}']
+)
+def test_a_broken_config_file_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match=r"config\.json"):
+        TrainConfig.read(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("recipe", "slow"),
+        ("dataset", "cifar"),
+        ("schedule", "cosine"),
+        ("epochs", 0),
+        ("batch_size", 0),
+        ("lr", 0.0),
+        ("lr", float("nan")),
+        ("lr", float("inf")),
+        ("weight_decay", -1.0),
+        ("seed", -1),
+        ("hidden", ()),
+        ("hidden", (128, 0)),
+        ("limit", 0),
+        ("validation_fraction", 0.9),
+        ("mean", float("inf")),
+        ("std", 0.0),
+    ],
+)
+def test_a_value_out_of_range_names_its_flag(field: str, value: object) -> None:
+    with pytest.raises(InputError, match=f"--{field.replace('_', '-')} is"):
+        TrainConfig(**{field: value})  # type: ignore[arg-type]
+
+
+def test_hidden_sizes() -> None:
+    assert parse_hidden("128,64") == (128, 64)
+    assert parse_hidden("32") == (32,)
+    for text in ("", "a", "1,,2", "1.5"):
+        with pytest.raises(InputError, match="--hidden"):
+            parse_hidden(text)

@@ -1,0 +1,302 @@
+"""`mnist export`: what it leaves is proven and explains itself; what fails leaves no trace."""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from export import build
+from export.convert import FORMATS
+from serve_cli.runtime import Predictor
+from serve_cli.spec import MODEL_FILES, Contract
+from tests.command import Mnist
+from trainer.data import Dataset
+from trainer.model import MLP, DeployedModel
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def bare(folder: Path, hidden: tuple[int, ...] = (16,)) -> Path:
+    """A state_dict without anything beside it."""
+    torch.manual_seed(0)
+    path = folder / "mnist_model.pth"
+    torch.save(MLP(hidden).state_dict(), path)
+    return path
+
+
+def test_the_table_of_formats_is_the_one_of_the_contract() -> None:
+    assert list(FORMATS) == list(MODEL_FILES)
+
+
+def test_the_artifact_is_whole(artifact: Path, run_directory: Path) -> None:
+    names = {path.name for path in artifact.iterdir()}
+    assert names == {"model.onnx", "model.torchscript.pt", "artifact.json", "parity.json"}
+    assert not [path for path in artifact.parent.iterdir() if path.name.startswith(".")]
+    inventory = json.loads((artifact / "artifact.json").read_text())
+    for name, file in inventory["files"].items():
+        data = (artifact / name).read_bytes()
+        assert file["bytes"] == len(data)
+        assert file["sha256"] == hashlib.sha256(data).hexdigest()
+    report = json.loads((run_directory / "report.json").read_text())
+    assert inventory["contract"]["training"]["metrics"] == report["test"]
+    assert inventory["contract"]["training"]["dataset_sha256"] == report["dataset"]["train_sha256"]
+    weights = (run_directory / "mnist_model.pth").read_bytes()
+    assert inventory["contract"]["model"]["state_dict_sha256"] == hashlib.sha256(weights).hexdigest()
+
+
+def test_parity_is_reported_for_each_format(artifact: Path, mnist5k: Dataset) -> None:
+    parity = json.loads((artifact / "parity.json").read_text())
+    assert set(parity) == set(FORMATS)
+    for proof in parity.values():
+        assert 0 < proof["max_abs_logit_diff"] <= 1e-4  # exactly 0 would mean that nothing was compared
+        assert proof["argmax_flips"] == 0
+        assert proof["samples"] == len(mnist5k.test)
+        assert proof["batch_sizes"] == [1, 2, 7, 64, 256]
+
+
+def test_each_file_carries_its_own_proof(artifact: Path, mnist: Mnist) -> None:
+    parity = json.loads((artifact / "parity.json").read_text())
+    for name, file in MODEL_FILES.items():
+        contract = json.loads(mnist("info", artifact / file, "--json").out)
+        assert contract["parity"] == parity[name]
+
+
+def test_the_onnx_file_holds_no_local_path(artifact: Path) -> None:
+    data = (artifact / "model.onnx").read_bytes()
+    for word in (
+        str(Path(__file__).parents[2]),
+        "site-packages",
+        "forward",
+        "stack_trace",
+        str(artifact.parent),
+    ):
+        assert word.encode() not in data
+    assert [path.name for path in artifact.glob("*.data")] == []
+
+
+def test_the_same_run_exports_to_the_same_bytes(
+    run_directory: Path, artifact: Path, tmp_path: Path, mnist: Mnist
+) -> None:
+    assert mnist("export", run_directory, "--output", tmp_path / "again").code == 0
+    assert (tmp_path / "again" / "model.onnx").read_bytes() == (artifact / "model.onnx").read_bytes()
+
+
+def test_any_batch_size_runs(artifact: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, 28, 28), dtype=np.uint8)
+    for name, file in MODEL_FILES.items():
+        run = FORMATS[name].load(artifact / file)
+        for count in (1, 2, 5):
+            assert run(images[:count], 5).logits.shape == (count, 10)
+
+
+def test_the_default_output_lies_in_the_run(run_directory: Path, tmp_path: Path, mnist: Mnist) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_directory, run)
+    result = mnist("export", run)
+    assert result.code == 0
+    assert "largest logit difference" in result.out
+    assert sorted(contents(run / "artifact")) == ["artifact.json", "model.onnx", "parity.json"]
+
+
+def test_a_state_dict_inside_a_run_keeps_the_runs_settings(
+    run_directory: Path, tmp_path: Path, mnist: Mnist
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_directory, run)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "mean": 0.25}))
+    assert mnist("export", run / "mnist_model.pth", "--output", tmp_path / "out").code == 0
+    assert Predictor(tmp_path / "out" / "model.onnx").contract.normalization["mean"] == 0.25
+    mnist("export", run, "--output", tmp_path / "other", "--mean", "0.5").assert_refused("says its own")
+
+
+def test_a_bare_state_dict_gets_the_notebooks_normalisation(tmp_path: Path, mnist: Mnist) -> None:
+    result = mnist("export", bare(tmp_path), "--dataset", "mnist5k", "--output", tmp_path / "out")
+    assert result.code == 0
+    contract = Predictor(tmp_path / "out" / "model.onnx").contract
+    assert contract.normalization == {"mean": 0.5, "std": 0.5}
+    assert contract.model["layers"] == "784-16-10"
+    assert contract.training == {}
+
+
+def test_another_normalisation_can_be_named(tmp_path: Path, mnist: Mnist) -> None:
+    flags = ("--dataset", "mnist5k", "--mean", "0.1307", "--std", "0.3081")
+    assert mnist("export", bare(tmp_path), *flags, "--output", tmp_path / "out").code == 0
+    contract = Predictor(tmp_path / "out" / "model.onnx").contract
+    assert contract.normalization == {"mean": 0.1307, "std": 0.3081}
+
+
+@pytest.mark.parametrize("opset", [18, 22])
+def test_the_opset_asked_for_is_in_the_file(tmp_path: Path, mnist: Mnist, opset: int) -> None:
+    flags = ("--dataset", "mnist5k", "--opset", opset, "--output", tmp_path / "out")
+    assert mnist("export", bare(tmp_path), *flags).code == 0
+    model = onnx.load(tmp_path / "out" / "model.onnx")
+    assert [item.version for item in model.opset_import if item.domain == ""] == [opset]
+
+
+# What fails the proof is not published, and what stood there stays.
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, name: str, damage: Callable[[Path], None]) -> None:
+    """Let `damage` change the file of a format between conversion and proof."""
+    genuine = FORMATS[name]
+
+    def convert(model: DeployedModel, path: Path, opset: int) -> None:
+        genuine.convert(model, path, opset)
+        damage(path)
+
+    monkeypatch.setitem(build.FORMATS, name, dataclasses.replace(genuine, convert=convert))
+
+
+def change_onnx_weight(path: Path) -> None:
+    model = onnx.load(path)
+    weight = next(item for item in model.graph.initializer if "fc3.weight" in item.name)
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values[0, 0] += 1e-3
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    onnx.save(model, path)
+
+
+def change_torchscript_weight(path: Path) -> None:
+    module = torch.jit.load(path)
+    with torch.no_grad():
+        dict(module.named_parameters())["net.fc3.weight"][0, 0] += 1e-3
+    torch.jit.save(module, path)
+
+
+DAMAGE = {"onnx": change_onnx_weight, "torchscript": change_torchscript_weight}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_changed_weight_publishes_nothing(
+    name: str, run_directory: Path, tmp_path: Path, mnist: Mnist, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, name, DAMAGE[name])
+    result = mnist("export", run_directory, "--format", "all", "--output", tmp_path / "out")
+    assert result.code == 1
+    assert result.out == ""
+    last = result.err.splitlines()[-1]
+    assert MODEL_FILES[name] in last
+    assert "in a logit" in last
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_failed_export_leaves_what_stood_there(
+    name: str,
+    run_directory: Path,
+    artifact: Path,
+    tmp_path: Path,
+    mnist: Mnist,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(artifact, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    spoil(monkeypatch, name, DAMAGE[name])
+    result = mnist("export", run_directory, "--format", "all", "--output", tmp_path / "out", "--overwrite")
+    assert result.code == 1
+    assert contents(tmp_path / "out") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_change_after_the_first_proof_is_seen_too(
+    run_directory: Path, tmp_path: Path, mnist: Mnist, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    genuine = FORMATS["onnx"]
+
+    def stamp(path: Path, contract: Contract) -> None:
+        genuine.stamp(path, contract)
+        if contract.parity:
+            change_onnx_weight(path)
+
+    monkeypatch.setitem(build.FORMATS, "onnx", dataclasses.replace(genuine, stamp=stamp))
+    assert mnist("export", run_directory, "--output", tmp_path / "out").code == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_leaves_no_half_file(
+    run_directory: Path, tmp_path: Path, mnist: Mnist, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    spoil(monkeypatch, "torchscript", interrupt)
+    result = mnist("export", run_directory, "--format", "all", "--output", tmp_path / "out")
+    assert result.code == 130
+    assert result.err.splitlines()[-1] == "mnist: interrupted"
+    assert list(tmp_path.iterdir()) == []
+
+
+# Bad input.
+
+
+def test_an_output_that_exists(run_directory: Path, artifact: Path, tmp_path: Path, mnist: Mnist) -> None:
+    before = contents(artifact)
+    mnist("export", run_directory, "--output", artifact).assert_refused(
+        str(artifact), "exists already", "--overwrite"
+    )
+    assert contents(artifact) == before
+    (tmp_path / "thesis.txt").write_text("precious")
+    mnist("export", run_directory, "--output", tmp_path, "--overwrite").assert_refused("not ours to replace")
+    assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+def test_an_output_that_cannot_be_written(run_directory: Path, tmp_path: Path, mnist: Mnist) -> None:
+    (tmp_path / "file").write_text("")
+    mnist("export", run_directory, "--output", tmp_path / "file" / "out").assert_refused("cannot write to")
+
+
+def test_bad_usage(run_directory: Path, tmp_path: Path, mnist: Mnist) -> None:
+    output = tmp_path / "out"
+    mnist("export", run_directory, "--format", "tflite", "--output", output).assert_refused(
+        "--format is tflite", "onnx"
+    )
+    mnist("export", run_directory, "--opset", "x", "--output", output).assert_refused("--opset", "--help")
+    mnist("export", run_directory, "--colour", "--output", output).assert_refused("--colour", "--help")
+    mnist("export", tmp_path / "nope", "--output", output).assert_refused("no such file", "nope")
+    mnist("export", tmp_path, "--output", output).assert_refused("no such file", "mnist_model.pth")
+    mnist("export", bare(tmp_path), "--dataset", "cifar", "--output", output).assert_refused(
+        "--dataset is cifar"
+    )
+    for opset in (17, 99):
+        result = mnist("export", run_directory, "--opset", opset, "--output", output)
+        assert result.code == 2
+        assert result.err.splitlines()[-1].startswith(f"mnist: --opset is {opset}, expected 18 to")
+    assert not output.exists()
+
+
+def test_a_folder_that_is_no_finished_run(tmp_path: Path, mnist: Mnist) -> None:
+    bare(tmp_path)
+    mnist("export", tmp_path, "--output", tmp_path / "out").assert_refused("not a finished run")
+
+
+@pytest.mark.parametrize("name", ["config.json", "report.json"])
+@pytest.mark.parametrize("content", [None, "", "{}"])
+def test_a_damaged_run(
+    run_directory: Path, tmp_path: Path, mnist: Mnist, name: str, content: str | None
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_directory, run)
+    if content is None:
+        (run / name).unlink()
+    else:
+        (run / name).write_text(content)
+    mnist("export", run, "--output", tmp_path / "out").assert_refused(name)
+
+
+def test_weights_that_do_not_fit_the_config(run_directory: Path, tmp_path: Path, mnist: Mnist) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_directory, run)
+    bare(run)
+    mnist("export", run, "--output", tmp_path / "out").assert_refused("hidden layers", "config.json")

@@ -1,0 +1,160 @@
+"""A saved state_dict: the tutorial's loads, anything else is refused by key, and no code ever runs."""
+
+import os
+import pickle
+import warnings
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from export.weights import load_net
+from serve_cli.errors import InputError
+from tests.command import Mnist
+from trainer.model import MLP
+
+State = dict[str, Any]
+
+
+@pytest.fixture
+def state() -> State:
+    return dict(MLP().state_dict())
+
+
+def refused(value: Any, tmp_path: Path) -> str:
+    path = tmp_path / "mnist_model.pth"
+    torch.save(value, path)
+    with pytest.raises(InputError) as caught:
+        load_net(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert "\n" not in message
+    return message
+
+
+def test_a_state_dict_loads_with_its_hidden_sizes(tmp_path: Path) -> None:
+    for hidden in ((128, 64), (32,), (9, 8, 7)):
+        saved = MLP(hidden)
+        torch.save(saved.state_dict(), tmp_path / "net.pth")
+        net = load_net(tmp_path / "net.pth")
+        assert net.hidden == hidden
+        assert not net.training
+        assert all(torch.equal(net.state_dict()[key], value) for key, value in saved.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "key", ["fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias", "fc3.weight", "fc3.bias"]
+)
+def test_a_missing_key_is_named(state: State, tmp_path: Path, key: str) -> None:
+    del state[key]
+    assert f"lacks key {key}" in refused(state, tmp_path)
+
+
+@pytest.mark.parametrize("key", ["fc9x", "bn.weight", "FC1.weight", "fc1.weight_g"])
+def test_an_extra_key_is_named(state: State, tmp_path: Path, key: str) -> None:
+    state[key] = torch.zeros(1)
+    assert f"unexpected key {key}" in refused(state, tmp_path)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "net."])
+def test_a_prefix_is_shown(state: State, tmp_path: Path, prefix: str) -> None:
+    assert f"{prefix}fc1" in refused({prefix + key: value for key, value in state.items()}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "shape"),
+    [
+        ("fc1.weight", (128, 783)),
+        ("fc1.weight", (784, 128)),
+        ("fc2.weight", (128, 64)),
+        ("fc2.bias", (65,)),
+        ("fc3.weight", (11, 64)),
+        ("fc3.bias", (11,)),
+        ("fc1.bias", (128, 1)),
+    ],
+)
+def test_a_wrong_shape_is_named(state: State, tmp_path: Path, key: str, shape: tuple[int, ...]) -> None:
+    state[key] = torch.zeros(shape)
+    message = refused(state, tmp_path)
+    assert key.split(".")[0] in message
+    assert "expected" in message
+
+
+@pytest.mark.parametrize("shape", [(), (0, 784)])
+def test_an_empty_layer_is_named(state: State, tmp_path: Path, shape: tuple[int, ...]) -> None:
+    state["fc1.weight"] = torch.zeros(shape)
+    assert "fc1.weight" in refused(state, tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.int32])
+def test_a_wrong_dtype_is_named(state: State, tmp_path: Path, dtype: torch.dtype) -> None:
+    state["fc2.bias"] = state["fc2.bias"].to(dtype)
+    message = refused(state, tmp_path)
+    assert f"fc2.bias is {dtype}" in message
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(state: State, tmp_path: Path, value: float) -> None:
+    state["fc3.weight"][3, 4] = value
+    assert "fc3.weight holds NaN" in refused(state, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "value", [[1, 2], {"epoch": 3}, torch.zeros(3), {}, OrderedDict(), {"model": {"fc1.weight": 1}}]
+)
+def test_what_is_not_a_state_dict_is_refused(tmp_path: Path, value: Any) -> None:
+    refused(value, tmp_path)
+
+
+class Payload:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.canary}",)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("container", ["zip", "legacy", "bare"])
+def test_code_in_a_file_is_never_run(
+    state: State, tmp_path: Path, mnist: Mnist, protocol: int, container: str
+) -> None:
+    canary = tmp_path / "canary"
+    path = tmp_path / "mnist_model.pth"
+    value = {**state, "extra": Payload(canary)}
+    if container == "bare":
+        path.write_bytes(pickle.dumps(value, protocol=protocol))
+    else:
+        torch.save(value, path, pickle_protocol=protocol, _use_new_zipfile_serialization=container == "zip")
+    mnist("export", path, "--output", tmp_path / "out").assert_refused("is refused", "never run")
+    assert not canary.exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_whole_pickled_model_is_refused(tmp_path: Path) -> None:
+    assert "trainer.model.MLP" in refused(MLP(), tmp_path)
+
+
+def test_a_torchscript_archive_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mnist_model.pth"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace(MLP(), torch.zeros(2, 28, 28)), path)
+    with pytest.raises(InputError, match="TorchScript"):
+        load_net(path)
+
+
+def test_damaged_files_are_refused(state: State, tmp_path: Path) -> None:
+    path = tmp_path / "mnist_model.pth"
+    torch.save(state, path)
+    data = path.read_bytes()
+    for damaged in (b"", b"junk", data[:100], data[: len(data) // 2], data[:-1]):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match="is refused"):
+            load_net(path)
+    with pytest.raises(InputError, match="cannot read"):
+        load_net(tmp_path / "nope.pth")

@@ -1,5 +1,7 @@
 """The progress bar of a training run: on stderr, and only where somebody can watch it."""
 
+import sys
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -15,5 +17,6 @@ def progress_bar(*, speaks: bool) -> Progress:
         TimeRemainingColumn(),
         console=console,
         transient=True,
+        redirect_stdout=sys.stdout.isatty(),  # else rich would send our results to stderr
         disable=not (speaks and console.is_terminal),
     )

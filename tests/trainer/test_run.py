@@ -1,5 +1,6 @@
 """A whole run as users start it: what it prints, what it leaves, and what it refuses."""
 
+import contextlib
 import json
 import os
 import signal
@@ -197,3 +198,22 @@ def test_data_that_is_not_there(mnist: Mnist, tmp_path: Path, monkeypatch: pytes
     assert result.err.splitlines()[0] == f"downloading MNIST to {tmp_path / 'data'}"
     assert "--dataset mnist5k" in result.err.splitlines()[-1]
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
+def test_the_bar_goes_to_the_terminal_and_the_lines_to_the_file(tmp_path: Path) -> None:
+    terminal, stderr = os.openpty()
+    command = [sys.executable, "-m", "serve_cli.app", "train", *QUICK, "--output", tmp_path / "run"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as child:
+        os.close(stderr)
+        drawn = b""
+        with contextlib.suppress(OSError):  # the terminal's end of file
+            while piece := os.read(terminal, 1000):
+                drawn += piece
+        assert child.stdout is not None
+        lines = child.stdout.read().splitlines()
+    os.close(terminal)
+    assert child.returncode == 0
+    assert lines[0].startswith("Epoch 1/2, Train Loss: ")
+    assert b"/640" in drawn
+    assert b"Train Loss" not in drawn

@@ -44,12 +44,15 @@ def build_artifact(
         images = dataset.test.images.numpy()
         reference = run_torch(source.model(), images, REFERENCE_BATCH)
         contract = describe(source, dataset.labels)
-        proofs = {}
+        proofs: dict[str, Parity] = {}
         for name in formats:
             tell(f"{name}: converting, then comparing with PyTorch on {len(images):,} test images")
             proofs[name] = _publishable(name, source, contract, folder, images, reference, opset)
-        write_json(folder / PARITY_FILE, {name: dataclasses.asdict(proof) for name, proof in proofs.items()})
-        write_json(folder / ARTIFACT_FILE, _inventory(contract, folder, formats))
+        parity = {name: dataclasses.asdict(proof) for name, proof in proofs.items()}
+        write_json(folder / PARITY_FILE, parity)
+        files = {MODEL_FILES[name]: _describe_file(name, folder) for name in formats}
+        described = {**dataclasses.asdict(contract), "parity": parity}
+        write_json(folder / ARTIFACT_FILE, {"contract": described, "files": files})
     return proofs
 
 
@@ -106,17 +109,7 @@ def describe(source: Source, labels: tuple[int | str, ...]) -> Contract:
     )
 
 
-def _inventory(contract: Contract, folder: Path, formats: Sequence[str]) -> dict[str, object]:
-    """The content of artifact.json: the contract, and size and SHA-256 of each model file."""
-    files = {}
-    for name in formats:
-        data = (folder / MODEL_FILES[name]).read_bytes()
-        files[MODEL_FILES[name]] = {
-            "format": name,
-            "bytes": len(data),
-            "sha256": hashlib.sha256(data).hexdigest(),
-        }
-    return {
-        "contract": {k: v for k, v in dataclasses.asdict(contract).items() if k != "parity"},
-        "files": files,
-    }
+def _describe_file(name: str, folder: Path) -> dict[str, object]:
+    """Format, size and SHA-256 of a model file, for artifact.json."""
+    data = (folder / MODEL_FILES[name]).read_bytes()
+    return {"format": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}

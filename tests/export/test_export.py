@@ -55,6 +55,7 @@ def test_the_artifact_is_whole(artifact: Path, run_directory: Path) -> None:
 
 def test_parity_is_reported_for_each_format(artifact: Path, mnist5k: Dataset) -> None:
     parity = json.loads((artifact / "parity.json").read_text())
+    assert json.loads((artifact / "artifact.json").read_text())["contract"]["parity"] == parity
     assert set(parity) == set(FORMATS)
     for proof in parity.values():
         assert 0 < proof["max_abs_logit_diff"] <= 1e-4  # exactly 0 would mean that nothing was compared

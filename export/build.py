@@ -3,7 +3,8 @@
 import dataclasses
 import hashlib
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,12 +14,20 @@ from export.convert import FORMATS, run_torch
 from export.parity import Parity, measure
 from export.source import Source
 from serve_cli.runtime import Prediction
-from serve_cli.spec import ARTIFACT_FILE, MODEL_FILES, PARITY_FILE, Contract
-from trainer.data import load_dataset
+from serve_cli.spec import ARTIFACT_FILE, ARTIFACT_FILES, MODEL_FILES, PARITY_FILE, Contract
+from trainer.data import Dataset, load_dataset
 from trainer.run_directory import write_json
 from trainer.staging import staged_folder
 
 REFERENCE_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What was published: the net's `accuracy` (0 to 1) on the test split, and the proof of each format."""
+
+    accuracy: float
+    proofs: Mapping[str, Parity]
 
 
 def build_artifact(
@@ -30,20 +39,21 @@ def build_artifact(
     data_dir: Path | None,
     opset: int,
     tell: Callable[[str], None],
-) -> dict[str, Parity]:
+) -> Artifact:
     """Convert `source` to each of `formats`, prove it on the whole test split, and publish at `output`.
 
-    `tell` receives a line about each step. Returns the proof of each format.
+    `tell` receives a line about each step.
 
     Raises:
         CheckFailed: a format differs from PyTorch; nothing is published, what stood at `output` stays.
         InputError: the data or the output does not allow it.
     """
-    with staged_folder(output, marker=ARTIFACT_FILE, overwrite=overwrite) as folder:
+    with staged_folder(output, ours=ARTIFACT_FILES, overwrite=overwrite) as folder:
         dataset = load_dataset(source.dataset, data_dir)
         images = dataset.test.images.numpy()
         reference = run_torch(source.model(), images, REFERENCE_BATCH)
-        contract = describe(source, dataset.labels)
+        accuracy = float((reference.logits.argmax(axis=1) == dataset.test.labels.numpy()).mean())
+        contract = describe(source, dataset, accuracy)
         proofs: dict[str, Parity] = {}
         for name in formats:
             tell(f"{name}: converting, then comparing with PyTorch on {len(images):,} test images")
@@ -53,7 +63,7 @@ def build_artifact(
         files = {MODEL_FILES[name]: _describe_file(name, folder) for name in formats}
         described = {**dataclasses.asdict(contract), "parity": parity}
         write_json(folder / ARTIFACT_FILE, {"contract": described, "files": files})
-    return proofs
+    return Artifact(accuracy, proofs)
 
 
 def _publishable(
@@ -85,12 +95,12 @@ def _prove(name: str, path: Path, images: np.ndarray, reference: Prediction) -> 
     return proof
 
 
-def describe(source: Source, labels: tuple[int | str, ...]) -> Contract:
-    """The contract of a source, its proof still missing."""
+def describe(source: Source, dataset: Dataset, accuracy: float) -> Contract:
+    """The contract of a source whose `accuracy` (0 to 1) was measured on the test split; no proof yet."""
     layers = [module for module in source.net.state_dict().values() if module.ndim == 2]
     sizes = [layers[0].shape[1], *(layer.shape[0] for layer in layers)]
     return Contract(
-        labels=labels,
+        labels=dataset.labels,
         normalization={"mean": source.mean, "std": source.std},
         model={
             "layers": "-".join(map(str, sizes)),
@@ -98,6 +108,7 @@ def describe(source: Source, labels: tuple[int | str, ...]) -> Contract:
             "state_dict_sha256": source.state_dict_sha256,
         },
         training=source.training,
+        evaluation={"dataset": dataset.name, "accuracy": accuracy, "samples": len(dataset.test)},
         parity={},
         versions={
             "mnist-toolkit": version("mnist-toolkit"),

@@ -6,13 +6,15 @@ from typing import Annotated
 import typer
 
 from serve_cli.errors import InputError, needs_extra
-from serve_cli.model_file import ARTIFACT_FOLDER
-from serve_cli.spec import MODEL_FILES
+from serve_cli.spec import ARTIFACT_FOLDER, MODEL_FILES
 from trainer.config import DATASETS
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 ALL = "all"
+LOW_ACCURACY = 0.5
+"""Below this a net is trained hardly, or with another normalisation."""
+
 CHOICES = ", ".join((*MODEL_FILES, ALL))
 
 
@@ -30,7 +32,7 @@ def export(
         ),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an artifact that stands there.")
+        bool, typer.Option("--overwrite", help="Replace the artifact that stands there, all its files.")
     ] = False,
     data_dir: Annotated[
         Path | None,
@@ -51,7 +53,7 @@ def export(
         typer.Option(help="For a bare state_dict: the std it was trained with; 0.5 if not given."),
     ] = None,
 ) -> None:
-    """Export a trained net, and prove that the exported file gives PyTorch's answers.
+    """Export a trained net, with proof.
 
     Each format is run against PyTorch on the whole test split at batch sizes 1, 2, 7, 64 and 256. Only if no
     logit differs by more than 1e-4 and no label at all does the artifact directory appear; otherwise the exit
@@ -68,7 +70,7 @@ def export(
         from export.source import read_source
     found = read_source(source, dataset=dataset, mean=mean, std=std)
     output = output or found.folder / ARTIFACT_FOLDER
-    proofs = build_artifact(
+    artifact = build_artifact(
         found,
         formats,
         output=output,
@@ -79,8 +81,11 @@ def export(
     )
     if "torchscript" in formats:
         typer.echo("torchscript: PyTorch deprecates this format; prefer ONNX where you can choose", err=True)
-    for name, proof in proofs.items():
+    for name, proof in artifact.proofs.items():
         path = output / MODEL_FILES[name]
         size = f"{path.stat().st_size:,} bytes"
         diff = f"largest logit difference {proof.max_abs_logit_diff:.2g}"
         typer.echo(f"{path} ({size}): {diff}, {proof.argmax_flips} of {proof.samples:,} labels differ")
+    typer.echo(f"test accuracy: {artifact.accuracy:.2%}")
+    if artifact.accuracy < LOW_ACCURACY:
+        typer.echo("warning: this net hardly reads; was it trained with another --mean and --std?", err=True)

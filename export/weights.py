@@ -12,6 +12,9 @@ from torch import Tensor
 from serve_cli.errors import InputError
 from trainer.model import MLP
 
+WRAPPERS = ("module.", "_orig_mod.")
+"""What DistributedDataParallel and torch.compile put before each key."""
+
 ADVICE = "save it with torch.save(model.state_dict(), PATH)"
 
 
@@ -64,9 +67,11 @@ def _hidden_sizes(state: dict[str, Tensor], path: Path) -> tuple[int, ...]:
         int(match[1]) for key in state if (match := re.fullmatch(r"fc([1-9]\d?)\.(?:weight|bias)", key))
     ]
     if not layers:
-        raise InputError(
-            f"{path} has no key fc1.weight but {_some(state)}: expected the tutorial's net, fc1, fc2, fc3"
+        wrapped = next((prefix for prefix in WRAPPERS if prefix + "fc1.weight" in state), None)
+        hint = (
+            f"save model.{wrapped}state_dict()" if wrapped else "expected the tutorial's net, fc1, fc2, fc3"
         )
+        raise InputError(f"{path} has no key fc1.weight but {_some(state)}: {hint}")
     sizes = []
     for layer in range(1, max(layers)):
         known = [state[key] for key in (f"fc{layer}.weight", f"fc{layer}.bias") if key in state]

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from serve_cli import process
 from serve_cli.errors import InputError, MnistError, NotSure
+from serve_cli.spec import MODEL_FILES
 
 # Commands of the training half, by name only: their modules are imported when somebody asks for them.
 LAZY_COMMANDS = {"train": "trainer.main", "export": "export.main"}
@@ -36,7 +37,6 @@ app = typer.Typer(
     cls=Commands,
     help="Train a digit classifier, export it with proof, and read digits on machines without torch.",
     epilog="Exit codes: 0 done, 1 a check failed, 2 bad usage or bad input, 3 not sure, 130 interrupted.",
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -109,7 +109,9 @@ def infer(
             continue
         if answer.label is None:
             worst = worst or NotSure()
-        typer.echo(json.dumps(answer.to_dict(top_k)) if json_lines else answer.to_text(top_k))
+        typer.echo(
+            json.dumps(answer.to_dict(top_k)) if json_lines else process.printable(answer.to_text(top_k))
+        )
     if worst is not None:
         raise typer.Exit(worst.exit_code)
 
@@ -121,13 +123,15 @@ def info(
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print the contract as one JSON document.")] = False,
 ) -> None:
-    """Print what a model file says about itself: input, labels, training, proof.
+    """Print what a model says about itself.
+
+    Its input and labels, how it was trained, how it was proven.
 
     Example: mnist info artifact/model.onnx
     """
     from serve_cli.model_file import find_model, read_contract
 
-    path = find_model(model)
+    path = find_model(model, tuple(MODEL_FILES))
     contract = read_contract(path)
     if as_json:
         typer.echo(contract.to_json())

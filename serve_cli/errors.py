@@ -53,5 +53,6 @@ def needs_extra(extra: str) -> Iterator[None]:
         if missing in OWN_PACKAGES:
             raise
         raise MissingExtra(
-            f"this command needs {missing}, which is not installed: pip install 'mnist-toolkit[{extra}]'"
+            f"this command needs the extra {extra!r}, which is not installed ({missing} is missing): "
+            f"pip install 'mnist-toolkit[{extra}]', or in a clone pip install '.[{extra}]'"
         ) from error

@@ -41,6 +41,8 @@ def answers(
 def _pictures(names: Sequence[str], *, raw: bool) -> Iterator[tuple[str, Preprocessed | InputError]]:
     for name in names:
         try:
+            if not name:
+                raise InputError("an empty name is no picture: is a variable unset?")
             for path in [name] if name == STDIN else find_pictures(Path(name)):
                 yield str(path), _read(path, raw=raw)
         except InputError as error:

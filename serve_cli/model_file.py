@@ -1,29 +1,31 @@
 """Finding a model and reading what it says about itself, without loading it."""
 
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from serve_cli.errors import InputError
-from serve_cli.spec import METADATA_KEY, MODEL_FILES, Contract
-
-ARTIFACT_FOLDER = "artifact"
-"""Where an export lies inside a run directory unless --output says otherwise."""
+from serve_cli.spec import ARTIFACT_FOLDER, METADATA_KEY, MODEL_FILES, Contract
 
 
-def find_model(path: Path) -> Path:
-    """Return the ONNX file that `path` stands for: a file, an artifact directory or a run directory.
+def find_model(path: Path, formats: Sequence[str] = ("onnx",)) -> Path:
+    """Return the model file that `path` stands for: a file, an artifact directory or a run directory.
+
+    In a directory the first of `formats` that is there counts.
 
     Raises:
         InputError: there is no such model.
     """
     if path.is_file():
         return path
-    name = MODEL_FILES["onnx"]
-    for candidate in (path / name, path / ARTIFACT_FOLDER / name):
-        if candidate.is_file():
-            return candidate
+    names = [MODEL_FILES[name] for name in formats]
+    for folder in (path, path / ARTIFACT_FOLDER):
+        for name in names:
+            if (folder / name).is_file():
+                return folder / name
     if path.is_dir():
-        raise InputError(f"{path} holds no {name}: make one with mnist export")
+        advice = f"make one with mnist export --format {formats[0]}"
+        raise InputError(f"{path} holds no {' or '.join(names)}: {advice}")
     raise InputError(f"no such model: {path}; make one with mnist train and mnist export")
 
 

@@ -82,7 +82,9 @@ def read_stream(stream: BinaryIO, name: str) -> np.ndarray:
             return grey_levels(image)
     except UnidentifiedImageError as error:
         raise InputError(f"{name} is not a picture that can be read: save it as PNG or JPEG") from error
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{name} is too large ({error}): save a smaller picture") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise InputError(f"{name} is a damaged picture ({error}): save it again as PNG or JPEG") from error
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import typer
 
@@ -18,12 +19,36 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def printable(text: str) -> str:
+    """`text` as one line: line breaks and control characters are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def complain(program: str, message: str) -> None:
-    """Print `message` on stderr as one line, control characters escaped."""
+    """Print `message` on stderr as one line."""
     if is_first_process():
-        line = " ".join(message.split())
-        printable = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-        print(f"{program}: {printable}", file=sys.stderr)  # noqa: T201
+        print(f"{program}: {printable(message)}", file=sys.stderr)  # noqa: T201
+
+
+def say(line: str) -> None:
+    """Print a result of long work at once; when standard output fails, the work goes on without it."""
+    try:
+        print(line, flush=True)  # noqa: T201
+    except OSError as error:
+        discard_output()
+        complain("mnist", f"standard output is lost ({error.strerror}), the work goes on")
+
+
+def discard_output() -> None:
+    """Send what standard output still holds nowhere, so that it cannot fail again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def open_missing_streams() -> None:
+    """Put /dev/null where a daemon or a script has closed a standard stream."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115
 
 
 def run(app: typer.Typer, program: str, arguments: Sequence[str] | None = None) -> int:
@@ -31,6 +56,7 @@ def run(app: typer.Typer, program: str, arguments: Sequence[str] | None = None) 
 
     `arguments` defaults to the process's own.
     """
+    open_missing_streams()
     try:
         exit_code = int(app(arguments, prog_name=program, standalone_mode=False) or 0)
         sys.stdout.flush()
@@ -45,15 +71,10 @@ def run(app: typer.Typer, program: str, arguments: Sequence[str] | None = None) 
     except OSError as error:  # a disk that is full, a reader of our output that has gone
         discard_output()
         if not isinstance(error, BrokenPipeError):
-            complain(program, str(error))
+            complain(program, str(error) if error.filename else f"standard output: {error.strerror or error}")
         return 1
     except (KeyboardInterrupt, typer.Abort):
         exit_code = INTERRUPTED
     if exit_code == INTERRUPTED:  # typer returns this code for a KeyboardInterrupt that it caught
         complain(program, "interrupted")
     return exit_code
-
-
-def discard_output() -> None:
-    """Send what standard output still holds nowhere, so that it cannot fail again at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -64,6 +64,8 @@ def _open_session(path: Path) -> Any:
         model = path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read model {path}: {error.strerror}") from error
+    if model.startswith(b"PK"):
+        raise InputError(f"{path} is a PyTorch file, not ONNX: make one with mnist export --format onnx")
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1  # fastest for this net, and it does not spin
     options.inter_op_num_threads = 1

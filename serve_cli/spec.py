@@ -24,6 +24,11 @@ MODEL_FILES = {"onnx": "model.onnx", "torchscript": "model.torchscript.pt"}
 
 ARTIFACT_FILE = "artifact.json"
 PARITY_FILE = "parity.json"
+ARTIFACT_FILES = frozenset({*MODEL_FILES.values(), ARTIFACT_FILE, PARITY_FILE})
+"""All files of an artifact directory."""
+
+ARTIFACT_FOLDER = "artifact"
+"""Where an export lies inside a run directory unless --output says otherwise."""
 
 INPUT: dict[str, Any] = {
     "name": "image",
@@ -46,13 +51,14 @@ class Contract:
     """What a model file says about itself.
 
     `normalization` holds mean and std on the scale 0 to 1, for information: the graph applies them.
-    `training` is empty for a state_dict whose origin is unknown.
+    `training` is empty for a state_dict whose origin is unknown; `evaluation` was measured at the export.
     """
 
     labels: tuple[int | str, ...]
     normalization: Mapping[str, float]
     model: Mapping[str, Any]
     training: Mapping[str, Any]
+    evaluation: Mapping[str, Any]
     parity: Mapping[str, Any]
     versions: Mapping[str, str]
     input: Mapping[str, Any] = field(default_factory=lambda: INPUT)

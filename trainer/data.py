@@ -1,8 +1,10 @@
 """Digits as uint8 tensors in memory, checked at every start; nothing is ever swapped silently."""
 
+import contextlib
 import hashlib
 import os
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,9 @@ MNIST_FILES = {
     "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
+RAW = Path("MNIST", "raw")
+"""Where torchvision keeps those files inside its data directory."""
+
 IMAGE_HEADER, LABEL_HEADER = 16, 8
 """Bytes before the data in an IDX file of images and of labels."""
 
@@ -95,13 +100,18 @@ def hold_out(train: Split, fraction: float) -> tuple[Split, Split]:
 
 
 def _mnist(root: Path) -> tuple[Split, Split]:
-    raw = root / "MNIST" / "raw"
-    if any(not (raw / name).is_file() for name in MNIST_FILES):
+    raw = next((folder for folder in (root / RAW, root / RAW.name, root) if _is_complete(folder)), None)
+    if raw is None:
         _download(root)
+        raw = root / RAW
     train_images, train_labels, test_images, test_labels = (
         _verified(raw / name, md5) for name, md5 in MNIST_FILES.items()
     )
     return _from_idx(train_images, train_labels), _from_idx(test_images, test_labels)
+
+
+def _is_complete(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in MNIST_FILES)
 
 
 def _download(root: Path) -> None:
@@ -109,13 +119,22 @@ def _download(root: Path) -> None:
     from torchvision.datasets import MNIST  # 1.4 s to import, so only when it is needed
 
     print(f"downloading MNIST to {root}", file=sys.stderr)  # noqa: T201
+    is_new = not root.exists()
     try:
-        MNIST(str(root), download=True)
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as temporary:
+            MNIST(temporary, download=True)
+            (root / RAW).mkdir(parents=True, exist_ok=True)
+            for name in MNIST_FILES:
+                Path(temporary, RAW, name).replace(root / RAW / name)
     except (OSError, RuntimeError) as error:
+        if is_new:
+            with contextlib.suppress(OSError):
+                root.rmdir()
         reason = str(error).strip().splitlines()[-1]  # what the last mirror said
         raise InputError(
             f"MNIST is not in {root} and cannot be downloaded ({reason}): put {', '.join(MNIST_FILES)} into "
-            f"{root / 'MNIST' / 'raw'}, name another folder with --data-dir or MNIST_DATA_DIR, "
+            f"{root / RAW}, name another folder with --data-dir or MNIST_DATA_DIR, "
             "or use --dataset mnist5k"
         ) from error
 

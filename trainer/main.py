@@ -20,13 +20,16 @@ def train(
     ] = "fast",
     dataset: Annotated[str | None, typer.Option(help=f"What to learn: {', '.join(DATASETS)}.")] = None,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Where data lies or is downloaded to; MNIST_DATA_DIR if not given.")
+        Path | None,
+        typer.Option(help="Folder with the data, or to download it to; MNIST_DATA_DIR if not given."),
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option(metavar="RUN", help="The run directory to make; runs/DATASET-RECIPE if not given."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that stands there.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run that stands there, its artifact included.")
+    ] = False,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training set.")] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Images a step, over all processes together.")
@@ -48,7 +51,9 @@ def train(
     mean: Annotated[float | None, typer.Option(help="Subtracted from pixels (0 to 1).")] = None,
     std: Annotated[float | None, typer.Option(help="What pixels are then divided by.")] = None,
 ) -> None:
-    """Train the digit classifier on CPU or GPU, in one process or in many.
+    """Train the digit classifier.
+
+    On CPU or GPU, in one process or in many, with the same weights at the end.
 
     Leaves a run directory with the state_dict, the settings, the metrics and pictures. What a flag does not
     set comes from the recipe: `notebook` is the tutorial, faithfully; `fast` reaches 98 % in seconds.

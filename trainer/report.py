@@ -50,7 +50,7 @@ def build_report(
 def draw_samples(split: Split, labels: tuple[int | str, ...], path: Path) -> None:
     """Write the first training images with their labels as a PNG."""
     shown = min(SAMPLES_SHOWN, len(split))
-    figure = Figure(figsize=(1.2 * shown, 1.7), layout="constrained")
+    figure = Figure(figsize=(1.2 * shown, 1.5), layout="constrained")
     for axes, image, label in zip(
         figure.subplots(1, shown, squeeze=False)[0], split.images, split.labels, strict=False
     ):

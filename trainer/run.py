@@ -1,13 +1,18 @@
 """A whole run: data, training, test, and the run directory that it leaves."""
 
 import dataclasses
+import math
+import os
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 
-from serve_cli.errors import InputError
+from serve_cli.errors import CheckFailed, InputError
+from serve_cli.process import say
 from trainer import run_directory
 from trainer.config import TrainConfig
 from trainer.data import Dataset, Split, hold_out, load_dataset
@@ -23,23 +28,42 @@ def run(config: TrainConfig, *, data_dir: Path | None, output: Path, overwrite: 
     """Train as `config` says and leave the run directory at `output`.
 
     Raises:
-        InputError: bad data, or an output that cannot be written.
+        InputError: bad data, or an output that cannot be written; in every process of a group.
+        CheckFailed: the training loss is no number any more.
     """
-    # Without cpu=True a launcher's processes on a machine with no accelerator would train alone, silently.
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    accelerator = start_accelerator()
+    with ExitStack() as stack:
+        folder, dataset, refused = None, None, None
+        if accelerator.is_main_process:  # it downloads and writes; the others learn whether it can
+            try:
+                staged = staged_folder(output, ours=run_directory.FILES, overwrite=overwrite)
+                folder = stack.enter_context(staged)
+                dataset = load_dataset(config.dataset, data_dir)
+            except InputError as error:
+                refused = str(error)
+        [refused] = broadcast_object_list([refused])
+        if refused is not None:
+            raise InputError(refused)
+        _train(config, dataset or load_dataset(config.dataset, data_dir), accelerator, folder)
     if accelerator.is_main_process:
-        with staged_folder(output, marker=run_directory.CONFIG, overwrite=overwrite) as folder:
-            _train(config, data_dir, accelerator, folder)
-        accelerator.print(f"Run directory: {output}")
-    else:
-        _train(config, data_dir, accelerator, None)
+        say(f"Run directory: {output}")
     accelerator.end_training()
 
 
-def _train(config: TrainConfig, data_dir: Path | None, accelerator: Accelerator, folder: Path | None) -> None:
-    """Train and test on every process; the one that has a `folder` writes into it."""
-    with accelerator.main_process_first():  # the first one downloads, the others find it
-        dataset = load_dataset(config.dataset, data_dir)
+def start_accelerator() -> Accelerator:
+    """Devices and processes, as the launcher made them; without one, this process alone.
+
+    On the CPU a process computes on one thread unless OMP_NUM_THREADS says otherwise, as accelerate launch
+    has it: steady on busy cores, and `mnist train` gives the same bits as a launched run.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+    # Without cpu=True a launcher's processes on a machine with no accelerator would train alone, silently.
+    return Accelerator(cpu=not torch.accelerator.is_available())
+
+
+def _train(config: TrainConfig, dataset: Dataset, accelerator: Accelerator, folder: Path | None) -> None:
+    """Train and test on every process; the one that has a `folder` writes into it and speaks."""
     train, validation, validated_on = divide(dataset, config)
     if folder is not None:
         run_directory.write_json(folder / run_directory.CONFIG, config.to_dict())
@@ -50,24 +74,25 @@ def _train(config: TrainConfig, data_dir: Path | None, accelerator: Accelerator,
     net = MLP(config.hidden).to(device)
     normalize = Normalize(config.mean, config.std).to(device)
     epochs: list[Epoch] = []
-    with progress_bar(speaks=accelerator.is_main_process) as progress:
+    with progress_bar(speaks=folder is not None) as progress:
         for epoch in train_epochs(
             net, normalize, train.to(device), validation.to(device), config, accelerator, progress
         ):
+            require_finite(epoch)
             epochs.append(epoch)
-            accelerator.print(describe(epoch, config.epochs), flush=True)
             if folder is not None:
+                say(describe(epoch, config.epochs))
                 run_directory.append_json_line(folder / run_directory.METRICS, dataclasses.asdict(epoch))
 
     test = evaluate(net, normalize, dataset.test.to(device), accelerator)
-    accelerator.print(
-        f"Test Accuracy: {test.accuracy:.2%} of {test.samples:,} images, Test Loss: {test.loss:.4f}"
-    )
     if folder is not None:
-        torch.save(net.to("cpu").state_dict(), folder / run_directory.WEIGHTS)
+        with (folder / run_directory.WEIGHTS).open("wb") as stream:
+            torch.save(net.to("cpu").state_dict(), stream)
         report = build_report(dataset, train, epochs, test, net, accelerator)
         run_directory.write_json(folder / run_directory.REPORT, report)
         draw_losses(epochs, validated_on, folder / run_directory.LOSSES)
+        for line in summarize(report):
+            say(line)
 
 
 def divide(dataset: Dataset, config: TrainConfig) -> tuple[Split, Split, str]:
@@ -89,9 +114,33 @@ def divide(dataset: Dataset, config: TrainConfig) -> tuple[Split, Split, str]:
     return train, validation, "held-out part of the training set"
 
 
+def require_finite(epoch: Epoch) -> None:
+    """Stop a training that has diverged.
+
+    Raises:
+        CheckFailed: the training or validation loss is NaN or infinite.
+    """
+    if not math.isfinite(epoch.train_loss + epoch.validation.loss):
+        raise CheckFailed(
+            f"training diverged: the loss of epoch {epoch.number} is {epoch.train_loss:g} "
+            f"({epoch.validation.loss:g} on validation); lower --lr. Nothing was written"
+        )
+
+
 def describe(epoch: Epoch, epochs: int) -> str:
     """The line that the tutorial prints after each epoch, with the accuracy added."""
     return (
         f"Epoch {epoch.number}/{epochs}, Train Loss: {epoch.train_loss:.4f}, "
         f"Val Loss: {epoch.validation.loss:.4f}, Val Accuracy: {epoch.validation.accuracy:.2%}"
     )
+
+
+def summarize(report: dict[str, Any]) -> list[str]:
+    """What people want to know at the end of a run."""
+    test, train = report["test"], report["train"]
+    processes = "1 process" if train["processes"] == 1 else f"{train['processes']} processes"
+    return [
+        f"Test Accuracy: {test['accuracy']:.2%} of {test['samples']:,} images, Test Loss: {test['loss']:.4f}",
+        f"Training took {train['seconds']:.1f} s, {train['images_per_second']:,.0f} images/s "
+        f"in {processes} on {train['device']}",
+    ]

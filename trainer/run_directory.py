@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from serve_cli.errors import InputError
+from serve_cli.spec import ARTIFACT_FILES, ARTIFACT_FOLDER
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -12,6 +13,19 @@ WEIGHTS = "mnist_model.pth"
 REPORT = "report.json"
 SAMPLES = "samples.png"
 LOSSES = "losses.png"
+
+FILES = frozenset(
+    {
+        CONFIG,
+        METRICS,
+        WEIGHTS,
+        REPORT,
+        SAMPLES,
+        LOSSES,
+        *(f"{ARTIFACT_FOLDER}/{name}" for name in ARTIFACT_FILES),
+    }
+)
+"""All files of a run directory, its export included."""
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:

@@ -6,20 +6,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from serve_cli.errors import InputError
+from serve_cli.errors import InputError, MnistError
 
 
 @contextmanager
-def staged_folder(final: Path, *, marker: str, overwrite: bool) -> Iterator[Path]:
+def staged_folder(final: Path, *, ours: frozenset[str], overwrite: bool) -> Iterator[Path]:
     """Yield an empty folder that becomes `final` when the block ends, and goes away when it raises.
 
-    With `overwrite`, a folder that stands at `final` stays until the new one is whole; only a folder with a
-    file named `marker` in it, one of our own, is ever replaced.
+    With `overwrite`, a folder that stands at `final` stays until the new one is whole. It is replaced only if
+    every file in it is one of `ours`, paths relative to it: nobody else's work is ever deleted.
 
     Raises:
         InputError: `final` exists and may not be replaced, or its parent cannot be written.
+        MnistError: the system refused a write inside the block, for example because the disk is full.
     """
-    _refuse_existing(final, marker, overwrite)
+    _refuse_existing(final, ours, overwrite)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         shelter = tempfile.TemporaryDirectory(prefix=f".{final.name[:64]}-", dir=final.parent)
@@ -30,24 +31,34 @@ def staged_folder(final: Path, *, marker: str, overwrite: bool) -> Iterator[Path
     with shelter as temporary:
         folder = Path(temporary, "new")  # a child, for mkdtemp's own folder is private to its owner
         folder.mkdir()
-        yield folder
-        _flush(folder)
+        try:
+            yield folder
+            _flush(folder)
+        except OSError as error:
+            raise MnistError(
+                f"cannot write {final} ({error.strerror or error}): nothing was changed"
+            ) from error
+        _refuse_existing(final, ours, overwrite)  # somebody else may have been faster
         _publish(folder, final, Path(temporary, "old"))
 
 
-def _refuse_existing(final: Path, marker: str, overwrite: bool) -> None:
+def _refuse_existing(final: Path, ours: frozenset[str], overwrite: bool) -> None:
     if not os.path.lexists(final):
         return
     if not overwrite:
         raise InputError(f"{final} exists already: name another --output, or replace it with --overwrite")
-    if final.is_symlink() or not (final / marker).is_file():
-        raise InputError(f"{final} has no {marker}, so it is not ours to replace: name another --output")
+    if final.is_symlink() or not final.is_dir():
+        raise InputError(f"{final} is no folder, so it is not ours to replace: name another --output")
+    for path in sorted(final.rglob("*")):
+        name = path.relative_to(final).as_posix()
+        if (path.is_symlink() or not path.is_dir()) and name not in ours:
+            raise InputError(f"{final} holds {name}, so it is not ours to replace: name another --output")
 
 
 def _publish(folder: Path, final: Path, old: Path) -> None:
-    if final.exists():
-        final.rename(old)
     try:
+        if final.exists():
+            final.rename(old)
         folder.rename(final)
     except OSError as error:
         if old.exists():

@@ -48,6 +48,7 @@ def test_the_artifact_is_whole(artifact: Path, run_directory: Path) -> None:
         assert file["sha256"] == hashlib.sha256(data).hexdigest()
     report = json.loads((run_directory / "report.json").read_text())
     assert inventory["contract"]["training"]["metrics"] == report["test"]
+    assert inventory["contract"]["evaluation"]["accuracy"] == report["test"]["accuracy"]
     assert inventory["contract"]["training"]["dataset_sha256"] == report["dataset"]["train_sha256"]
     weights = (run_directory / "mnist_model.pth").read_bytes()
     assert inventory["contract"]["model"]["state_dict_sha256"] == hashlib.sha256(weights).hexdigest()
@@ -127,6 +128,10 @@ def test_a_bare_state_dict_gets_the_notebooks_normalisation(tmp_path: Path, mnis
     assert contract.normalization == {"mean": 0.5, "std": 0.5}
     assert contract.model["layers"] == "784-16-10"
     assert contract.training == {}
+    assert contract.evaluation["dataset"] == "mnist5k"
+    assert contract.evaluation["accuracy"] < 0.5  # it was never trained, and the user is told
+    assert f"test accuracy: {contract.evaluation['accuracy']:.2%}" in result.out
+    assert "another --mean and --std" in result.err
 
 
 def test_another_normalisation_can_be_named(tmp_path: Path, mnist: Mnist) -> None:

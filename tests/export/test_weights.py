@@ -60,7 +60,9 @@ def test_an_extra_key_is_named(state: State, tmp_path: Path, key: str) -> None:
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "net."])
 def test_a_prefix_is_shown(state: State, tmp_path: Path, prefix: str) -> None:
-    assert f"{prefix}fc1" in refused({prefix + key: value for key, value in state.items()}, tmp_path)
+    message = refused({prefix + key: value for key, value in state.items()}, tmp_path)
+    assert f"{prefix}fc1" in message
+    assert (f"save model.{prefix}state_dict()" in message) == (prefix != "net.")
 
 
 @pytest.mark.parametrize(

@@ -217,10 +217,34 @@ def test_a_model_that_is_not_there(mnist: Mnist, digit_png: Path, tmp_path: Path
         ("infer", "x.png", "--min-confidence", "2"),
         ("infer", "x.png", "--preprocess", "magic"),
         ("inferr",),
+        (),
     ],
 )
 def test_bad_usage(mnist: Mnist, arguments: tuple[str, ...]) -> None:
     mnist(*arguments).assert_refused("--help")
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+@pytest.mark.parametrize("picture", ["file", "-"])
+def test_closed_streams_are_no_traceback(digit_png: Path, artifact: Path, closed: str, picture: str) -> None:
+    name = "-" if picture == "-" else digit_png
+    command = f"{sys.executable} -m serve_cli.app infer {name} --model {artifact} < {digit_png} {closed}"
+    result = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert "Traceback" not in result.stderr
+    assert result.returncode == (2 if picture == "-" and "0<&-" in closed else 0)
+
+
+def test_odd_names_are_one_line(mnist: Mnist, digit_png: Path, artifact: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "new\nline\x1b[31m.png"
+    odd.write_bytes(digit_png.read_bytes())
+    result = mnist("infer", odd, "--model", artifact)
+    assert result.out.startswith(f"{tmp_path}/new\\nline\\x1b[31m.png: 7 (")
+    answer = json.loads(mnist("infer", odd, "--model", artifact, "--json").out)
+    assert answer["file"] == str(odd)
+
+
+def test_an_empty_name_is_not_the_current_folder(mnist: Mnist, artifact: Path) -> None:
+    mnist("infer", "", "--model", artifact).assert_refused("empty name")
 
 
 def test_closed_pipe_is_not_a_traceback(digit_png: Path, artifact: Path) -> None:
@@ -264,6 +288,16 @@ def test_info_prints_the_contract(mnist: Mnist, artifact: Path, name: str) -> No
     text = mnist("info", artifact / name).out
     assert text.startswith(f"file: {artifact / name} (")
     assert "  layers: 784-128-64-10" in text
+
+
+def test_info_of_a_folder_with_torchscript_alone(
+    mnist: Mnist, artifact: Path, digit_png: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "model.torchscript.pt").symlink_to(artifact / "model.torchscript.pt")
+    assert mnist("info", tmp_path).code == 0
+    mnist("infer", digit_png, "--model", tmp_path).assert_refused("holds no model.onnx", "--format onnx")
+    model = tmp_path / "model.torchscript.pt"
+    mnist("infer", digit_png, "--model", model).assert_refused("is a PyTorch file", "--format onnx")
 
 
 def test_info_of_a_file_without_a_contract(mnist: Mnist, digit_png: Path, run_directory: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +159,10 @@ def test_a_bomb_is_refused_by_its_header() -> None:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     assert "save a smaller picture" in refuse("bomb.png", buffer.getvalue())
+    header = bytearray(png(np.zeros((1, 1), np.uint8)))
+    header[16:24] = (30000).to_bytes(4, "big") * 2
+    header[29:33] = zlib.crc32(header[12:29]).to_bytes(4, "big")
+    assert "save a smaller picture" in refuse("larger.png", bytes(header))
 
 
 def test_endless_input_is_refused() -> None:

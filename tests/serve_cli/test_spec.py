@@ -18,6 +18,7 @@ def contract() -> Contract:
         normalization={"mean": 0.5, "std": 0.5},
         model={"layers": "784-128-64-10"},
         training={},
+        evaluation={"accuracy": 0.97},
         parity={"argmax_flips": 0},
         versions={"torch": "2.14.1"},
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torchvision.datasets import MNIST
 
 from serve_cli.errors import InputError
 from trainer.data import MNIST_FILES, Dataset, Split, data_directory, hold_out, load_dataset
@@ -72,6 +73,41 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("no network in this test")
 
     monkeypatch.setattr("torchvision.datasets.MNIST.download", fail)
+
+
+@pytest.mark.parametrize("layout", ["MNIST/raw", "raw", "."])
+def test_the_files_may_lie_directly_in_the_folder(tmp_path: Path, full_mnist: Dataset, layout: str) -> None:
+    (tmp_path / layout).mkdir(parents=True, exist_ok=True)
+    for name in MNIST_FILES:
+        (tmp_path / layout / name).symlink_to(data_directory(None) / "MNIST" / "raw" / name)
+    assert load_dataset("mnist", tmp_path).test.sha256() == full_mnist.test.sha256()
+
+
+def test_a_download_arrives_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torchvision leaves is moved into place, and then checked as anything else."""
+
+    def download(self: MNIST) -> None:
+        Path(self.raw_folder).mkdir(parents=True)
+        for name in MNIST_FILES:
+            Path(self.raw_folder, name).write_bytes(b"arrived")
+
+    monkeypatch.setattr(MNIST, "download", download)
+    monkeypatch.setattr(MNIST, "_load_data", lambda self: (None, None))
+    with pytest.raises(InputError, match="train-images-idx3-ubyte is damaged"):
+        load_dataset("mnist", tmp_path / "data")
+    assert sorted(path.name for path in (tmp_path / "data" / "MNIST" / "raw").iterdir()) == sorted(
+        MNIST_FILES
+    )
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["MNIST"]
+
+
+@pytest.mark.usefixtures("no_network")
+def test_a_failed_download_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for folder in (tmp_path / "new", tmp_path / "mine"):
+        with pytest.raises(InputError):
+            load_dataset("mnist", folder)
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine"]
 
 
 @pytest.mark.usefixtures("no_network")

@@ -68,10 +68,11 @@ def test_the_pictures_are_pictures(run_directory: Path, name: str) -> None:
 def test_what_a_run_prints(mnist: Mnist, tmp_path: Path) -> None:
     result = mnist("train", *QUICK, "--output", tmp_path / "run")
     assert result.code == 0
-    first, second, test, place = result.out.splitlines()
+    first, second, test, speed, place = result.out.splitlines()
     assert first.startswith("Epoch 1/2, Train Loss: ")
     assert ", Val Loss: " in second
     assert test.startswith("Test Accuracy: ")
+    assert speed.endswith(" in 1 process on cpu")
     assert place == f"Run directory: {tmp_path / 'run'}"
     assert result.err == ""  # no terminal, so no progress bar
 
@@ -104,6 +105,38 @@ def test_the_notebook_recipe_reaches_96_per_cent(full_mnist: Dataset, mnist: Mni
     assert report["test"]["samples"] == len(full_mnist.test)
     assert report["train"]["samples"] == 60000
     assert 0.96 <= report["test"]["accuracy"] < 0.98  # above that something has leaked
+
+
+def test_a_training_that_diverges_stops(mnist: Mnist, tmp_path: Path) -> None:
+    result = mnist("train", *QUICK, "--lr", "1e30", "--output", tmp_path / "run")
+    assert result.code == 1
+    assert len(result.err.splitlines()) == 1
+    assert "training diverged" in result.err
+    assert "--lr" in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("output", ["| head -n 1", "> /dev/full", ">&-"])
+def test_a_run_survives_its_output(tmp_path: Path, output: str) -> None:
+    command = (
+        f"{sys.executable} -m serve_cli.app train {' '.join(QUICK)} --output {tmp_path / 'run'} {output}"
+    )
+    result = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert "Traceback" not in result.stderr
+    assert (tmp_path / "run" / "report.json").exists()
+
+
+def test_two_processes_refuse_together(run_directory: Path) -> None:
+    """The others learn why, instead of losing the connection to the first."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "trainer.main"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(
+        [*launcher, *QUICK, "--output", run_directory], capture_output=True, text=True, env=environment
+    )
+    assert result.returncode != 0
+    assert result.stderr.count("exists already") == 1
+    assert "Connection closed" not in result.stderr
+    assert "exitcode  : 2" in result.stderr
 
 
 def test_two_processes_train_together(tmp_path: Path) -> None:

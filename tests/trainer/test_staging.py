@@ -4,14 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from serve_cli.errors import InputError
+from serve_cli.errors import InputError, MnistError
 from trainer.staging import staged_folder
 
 MARKER = "mark.json"
+OURS = frozenset({MARKER, "extra.json", "artifact/model.onnx"})
 
 
 def publish(final: Path, content: str, *, overwrite: bool = False) -> None:
-    with staged_folder(final, marker=MARKER, overwrite=overwrite) as folder:
+    with staged_folder(final, ours=OURS, overwrite=overwrite) as folder:
         (folder / MARKER).write_text(content)
         assert not final.exists() or overwrite
 
@@ -32,7 +33,7 @@ def test_it_has_the_permissions_of_an_ordinary_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_nothing_is_left_of_a_failure(tmp_path: Path, error: type[BaseException]) -> None:
     final = tmp_path / "final"
-    with pytest.raises(error), staged_folder(final, marker=MARKER, overwrite=False) as folder:  # noqa: PT012
+    with pytest.raises(error), staged_folder(final, ours=OURS, overwrite=False) as folder:  # noqa: PT012
         (folder / MARKER).write_text("half")
         raise error
     assert list(tmp_path.iterdir()) == []
@@ -48,7 +49,7 @@ def test_what_stands_there_is_refused(tmp_path: Path) -> None:
 def test_overwrite_replaces_the_whole_folder(tmp_path: Path) -> None:
     final = tmp_path / "final"
     publish(final, "old")
-    (final / "stale").write_text("")
+    (final / "extra.json").write_text("")
     publish(final, "new", overwrite=True)
     assert [path.name for path in final.iterdir()] == [MARKER]
     assert (final / MARKER).read_text() == "new"
@@ -58,7 +59,7 @@ def test_overwrite_replaces_the_whole_folder(tmp_path: Path) -> None:
 def test_a_failed_overwrite_leaves_the_old_one(tmp_path: Path) -> None:
     final = tmp_path / "final"
     publish(final, "old")
-    with pytest.raises(RuntimeError), staged_folder(final, marker=MARKER, overwrite=True):
+    with pytest.raises(RuntimeError), staged_folder(final, ours=OURS, overwrite=True):
         raise RuntimeError
     assert (final / MARKER).read_text() == "old"
     assert list(tmp_path.iterdir()) == [final]
@@ -88,6 +89,15 @@ def test_only_our_own_folders_are_replaced(tmp_path: Path) -> None:
     for final in (precious, precious / "thesis.txt"):
         with pytest.raises(InputError, match="not ours to replace"):
             publish(final, "new", overwrite=True)
+    publish(precious.parent / "ours", "old")
+    for name in ("thesis.txt", "artifact/thesis.txt", "src/mark.json"):
+        path = tmp_path / "ours" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("ten years of work")
+        with pytest.raises(InputError, match=f"holds {name}, so it is not ours"):
+            publish(tmp_path / "ours", "new", overwrite=True)
+        assert path.read_text() == "ten years of work"
+        path.unlink()
     link = tmp_path / "link"
     publish(tmp_path / "real", "old")
     link.symlink_to(tmp_path / "real")
@@ -102,3 +112,24 @@ def test_a_parent_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         publish(tmp_path / "file" / "final", "new")
     with pytest.raises(InputError, match="cannot write to"):
         publish(Path("/proc/nowhere/final"), "new")
+
+
+def test_a_full_disk_is_one_line_and_changes_nothing(tmp_path: Path) -> None:
+    final = tmp_path / "final"
+    publish(final, "old")
+    with (
+        pytest.raises(MnistError, match="No space left") as caught,
+        staged_folder(final, ours=OURS, overwrite=True),
+    ):
+        raise OSError(28, "No space left on device")
+    assert caught.value.exit_code == 1
+    assert str(final) in str(caught.value)
+    assert (final / MARKER).read_text() == "old"
+
+
+def test_the_slower_of_two_writers_is_refused(tmp_path: Path) -> None:
+    final = tmp_path / "final"
+    with pytest.raises(InputError, match="exists already"), staged_folder(final, ours=OURS, overwrite=False):
+        publish(final, "faster")
+    assert (final / MARKER).read_text() == "faster"
+    assert list(tmp_path.iterdir()) == [final]

@@ -43,6 +43,8 @@ def run(config: TrainConfig, *, data_dir: Path | None, output: Path, overwrite: 
                 refused = str(error)
         [refused] = broadcast_object_list([refused])
         if refused is not None:
+            accelerator.wait_for_everyone()
+            accelerator.end_training()  # all leave the group before the first one exits
             raise InputError(refused)
         _train(config, dataset or load_dataset(config.dataset, data_dir), accelerator, folder)
     if accelerator.is_main_process:

@@ -68,17 +68,18 @@ def export(
         from export.build import build_artifact
         from export.convert import DEFAULT_OPSET
         from export.source import read_source
-    found = read_source(source, dataset=dataset, mean=mean, std=std)
-    output = output or found.folder / ARTIFACT_FOLDER
-    artifact = build_artifact(
-        found,
-        formats,
-        output=output,
-        overwrite=overwrite,
-        data_dir=data_dir,
-        opset=opset or DEFAULT_OPSET,
-        tell=lambda line: typer.echo(line, err=True),
-    )
+
+        found = read_source(source, dataset=dataset, mean=mean, std=std)
+        output = output or found.folder / ARTIFACT_FOLDER
+        artifact = build_artifact(
+            found,
+            formats,
+            output=output,
+            overwrite=overwrite,
+            data_dir=data_dir,
+            opset=DEFAULT_OPSET if opset is None else opset,
+            tell=lambda line: typer.echo(line, err=True),
+        )
     if "torchscript" in formats:
         typer.echo("torchscript: PyTorch deprecates this format; prefer ONNX where you can choose", err=True)
     for name, proof in artifact.proofs.items():

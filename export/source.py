@@ -66,6 +66,10 @@ def _of_run(run: Path, weights: Path) -> Source:
         "metrics": report["test"],
     }
     source = _source(weights, config, training)
+    if source.state_dict_sha256 != report["weights_sha256"]:
+        raise InputError(
+            f"{weights} is not the file that report.json speaks of: train again, or export it alone"
+        )
     if source.net.hidden != config.hidden:
         raise InputError(
             f"{weights} has hidden layers {source.net.hidden}, its config.json says {config.hidden}"

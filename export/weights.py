@@ -44,9 +44,20 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path} is refused, {_why(error)}: {ADVICE}") from error
     if not isinstance(state, dict):
         raise InputError(f"{path} holds a {type(state).__name__}, not a state_dict: {ADVICE}")
-    if others := [key for key, value in state.items() if not isinstance(value, Tensor)]:
-        raise InputError(f"{path} is not a state_dict, key {others[0]} holds no tensor: {ADVICE}")
+    if others := [key for key, value in state.items() if not (isinstance(key, str) and _is_plain(value))]:
+        raise InputError(f"{path} is not a state_dict, key {others[0]} holds no plain tensor: {ADVICE}")
     return state
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether `value` is an ordinary tensor whose memory is all there: not sparse, not meta, not expanded."""
+    return (
+        isinstance(value, Tensor)
+        and not value.is_nested
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+    )
 
 
 def _why(error: Exception) -> str:

@@ -16,8 +16,11 @@ def find_model(path: Path, formats: Sequence[str] = ("onnx",)) -> Path:
     Raises:
         InputError: there is no such model.
     """
-    if path.is_file():
-        return path
+    try:
+        if path.is_file():
+            return path
+    except OSError as error:
+        raise InputError(f"cannot read model {path}: {error.strerror}") from error
     names = [MODEL_FILES[name] for name in formats]
     for folder in (path, path / ARTIFACT_FOLDER):
         for name in names:
@@ -50,6 +53,6 @@ def _extra_file(path: Path) -> bytes:
             for name in archive.namelist():
                 if name.endswith(suffix):
                     return archive.read(name)
-    except (OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zlib.error, RuntimeError for encryption, NotImplementedError, ...
         raise InputError(f"{path} is damaged ({error}): export the model again") from error
     raise InputError(f"{path} carries no {METADATA_KEY} contract: make it with mnist export")

@@ -30,7 +30,7 @@ def find_pictures(path: Path) -> Iterator[Path]:
     Raises:
         InputError: a folder without a picture, or one that cannot be listed.
     """
-    if not path.is_dir():
+    if not is_folder(path):
         yield path
         return
     found = False
@@ -42,6 +42,18 @@ def find_pictures(path: Path) -> Iterator[Path]:
                 yield Path(folder, name)
     if not found:
         raise InputError(f"{path} holds no pictures: name a folder with {', '.join(sorted(SUFFIXES))} files")
+
+
+def is_folder(path: Path) -> bool:
+    """Whether `path` is a folder.
+
+    Raises:
+        InputError: the system cannot look at it: the name is too long, or a folder above it is closed to us.
+    """
+    try:
+        return path.is_dir()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _refuse_folder(error: OSError) -> None:
@@ -84,7 +96,11 @@ def read_stream(stream: BinaryIO, name: str) -> np.ndarray:
         raise InputError(f"{name} is not a picture that can be read: save it as PNG or JPEG") from error
     except Image.DecompressionBombError as error:
         raise InputError(f"{name} is too large ({error}): save a smaller picture") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except InputError:
+        raise
+    except (
+        Exception
+    ) as error:  # Pillow raises many kinds on damaged files, struct.error and TypeError among them
         raise InputError(f"{name} is a damaged picture ({error}): save it again as PNG or JPEG") from error
 
 

@@ -14,6 +14,10 @@ INTERRUPTED = 128 + signal.SIGINT
 """Exit code after Ctrl-C, as shells have it."""
 
 
+LAUNCHED = "trainer.main"
+"""The program that launchers start in many processes, of which the first one speaks."""
+
+
 def is_first_process() -> bool:
     """Whether this is the process that speaks: the only one, or rank 0 of a launched group."""
     return os.environ.get("RANK", "0") == "0"
@@ -25,8 +29,8 @@ def printable(text: str) -> str:
 
 
 def complain(program: str, message: str) -> None:
-    """Print `message` on stderr as one line."""
-    if is_first_process():
+    """Print `message` on stderr as one line; of a launched group, only in the first process."""
+    if program != LAUNCHED or is_first_process():
         print(f"{program}: {printable(message)}", file=sys.stderr)  # noqa: T201
 
 

@@ -72,7 +72,8 @@ def _open_session(path: Path) -> Any:
     options.log_severity_level = 4  # what is wrong with a file is ours to say
     try:
         # From bytes: a model can then not make the runtime open any other file.
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        # Its fallback would try again, and print about that on stdout.
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions have no common base
         reason = str(error).rpartition(" : ")[2].partition("\n")[0]
         raise InputError(
@@ -81,7 +82,10 @@ def _open_session(path: Path) -> Any:
 
 
 def _read_contract(session: Any, path: Path) -> Contract:
-    metadata = session.get_modelmeta().custom_metadata_map
+    try:
+        metadata = session.get_modelmeta().custom_metadata_map
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is damaged (its metadata is no text): export the model again") from error
     if METADATA_KEY not in metadata:
         raise InputError(
             f"{path} carries no {METADATA_KEY} contract, so its input is unknown: make it with mnist export"
@@ -92,6 +96,13 @@ def _read_contract(session: Any, path: Path) -> Contract:
 def _check_signature(session: Any, path: Path) -> None:
     """Compare what the graph declares with what the contract promises."""
     inputs, outputs = session.get_inputs(), session.get_outputs()
+    fixed = [
+        value.name for value in (*inputs, *outputs) if not value.shape or isinstance(value.shape[0], int)
+    ]
+    if fixed:
+        raise InputError(
+            f"{path}: {fixed[0]} takes no batch of any size, its contract promises it; export again"
+        )
     found = [(value.name, value.type, value.shape[1:]) for value in (*inputs, *outputs)]
     types = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}
     expected = [(value["name"], types[value["dtype"]], value["shape"][1:]) for value in (INPUT, *OUTPUTS)]

@@ -79,7 +79,7 @@ class Contract:
         """
         try:
             values = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(
                 f"{source}: its contract is not JSON ({error}); export the model again"
             ) from error
@@ -95,7 +95,7 @@ class Contract:
             kind = "lacks" if wrong[0] in names else "has an unknown field"
             raise InputError(f"{source}: its contract {kind} {wrong[0]!r}; export the model again")
         contract = cls(
-            **{**values, "labels": _labels(values["labels"], source), "outputs": tuple(values["outputs"])}
+            **{**values, "labels": _labels(values["labels"], source), "outputs": _sequence(values["outputs"])}
         )
         for name, expected in (("input", INPUT), ("outputs", OUTPUTS)):
             if getattr(contract, name) != expected:
@@ -113,3 +113,7 @@ def _labels(value: Any, source: Path) -> tuple[int | str, ...]:
     ):
         raise InputError(f"{source}: field 'labels' of its contract must list {CLASSES} labels")
     return tuple(value)
+
+
+def _sequence(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, list) else ()

@@ -26,6 +26,15 @@ RECIPES = {"notebook": NOTEBOOK, "fast": FAST}
 """What each recipe changes in TrainConfig's defaults, which are the tutorial's own values."""
 
 
+FIELD_TYPES: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("recipe", "dataset", "schedule"), str),
+    **dict.fromkeys(("epochs", "batch_size", "seed"), int),
+    **dict.fromkeys(("lr", "weight_decay", "validation_fraction", "mean", "std"), (int, float)),
+    "limit": (int, type(None)),
+}
+"""What config.json may hold: its values arrive without the types that the flags give."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """The settings of a run; the defaults are the tutorial's. Paths are not among them: they decide nothing.
@@ -49,16 +58,21 @@ class TrainConfig:
     std: float = 0.5
 
     def __post_init__(self) -> None:
-        """Check every range."""
+        """Check every type and range."""
+        for name, kind in FIELD_TYPES.items():
+            value = getattr(self, name)
+            _require(isinstance(value, kind) and not isinstance(value, bool), name, value, "another type")
         _require(self.recipe in RECIPES, "recipe", self.recipe, f"one of {', '.join(RECIPES)}")
         _require(self.dataset in DATASETS, "dataset", self.dataset, f"one of {', '.join(DATASETS)}")
         _require(self.schedule in SCHEDULES, "schedule", self.schedule, f"one of {', '.join(SCHEDULES)}")
         for name in ("epochs", "batch_size"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+            _require(1 <= getattr(self, name) < 2**31, name, getattr(self, name), "from 1 to 2**31 - 1")
         _require(0 < self.lr < math.inf, "lr", self.lr, "above 0")
         _require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "at least 0")
-        _require(0 <= self.seed < 2**63, "seed", self.seed, "from 0 to 2**63 - 1")
-        sizes_ok = len(self.hidden) > 0 and all(1 <= size <= 65536 for size in self.hidden)
+        _require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 2**32 - 1")
+        sizes_ok = len(self.hidden) > 0 and all(
+            isinstance(size, int) and 1 <= size <= 65536 for size in self.hidden
+        )
         _require(sizes_ok, "hidden", self.hidden, "layer sizes from 1 to 65536, such as 128,64")
         _require(self.limit is None or self.limit >= 1, "limit", self.limit, "at least 1")
         _require(
@@ -93,7 +107,7 @@ class TrainConfig:
             return cls(**{**values, "hidden": tuple(values["hidden"])})
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (InputError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is not the config of a run ({error}): train again") from error
 
 

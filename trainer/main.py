@@ -77,17 +77,18 @@ def train(
     )
     with needs_extra("train"):
         from trainer.run import run
-    run(
-        config,
-        data_dir=data_dir,
-        output=output or Path("runs", f"{config.dataset}-{config.recipe}"),
-        overwrite=overwrite,
-    )
+
+        run(
+            config,
+            data_dir=data_dir,
+            output=output or Path("runs", f"{config.dataset}-{config.recipe}"),
+            overwrite=overwrite,
+        )
 
 
 def main() -> None:
     """Entry point of `python -m trainer.main`, and so of accelerate launch and torchrun."""
-    sys.exit(process.run(app, "trainer.main"))
+    sys.exit(process.run(app, process.LAUNCHED))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A whole run: data, training, test, and the run directory that it leaves."""
 
 import dataclasses
+import hashlib
 import math
 import os
 from contextlib import ExitStack
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import gather_object, set_seed
 
 from serve_cli.errors import CheckFailed, InputError
 from serve_cli.process import say
@@ -34,19 +35,19 @@ def run(config: TrainConfig, *, data_dir: Path | None, output: Path, overwrite: 
     accelerator = start_accelerator()
     with ExitStack() as stack:
         folder, dataset, refused = None, None, None
-        if accelerator.is_main_process:  # it downloads and writes; the others learn whether it can
+        with accelerator.main_process_first():  # it downloads, the others find it
             try:
-                staged = staged_folder(output, ours=run_directory.FILES, overwrite=overwrite)
-                folder = stack.enter_context(staged)
+                if accelerator.is_main_process:
+                    staged = staged_folder(output, ours=run_directory.FILES, overwrite=overwrite)
+                    folder = stack.enter_context(staged)
                 dataset = load_dataset(config.dataset, data_dir)
             except InputError as error:
                 refused = str(error)
-        [refused] = broadcast_object_list([refused])
-        if refused is not None:
-            accelerator.wait_for_everyone()
+        refusals = [reason for reason in gather_object([refused]) if reason is not None]
+        if dataset is None or refusals:
             accelerator.end_training()  # all leave the group before the first one exits
-            raise InputError(refused)
-        _train(config, dataset or load_dataset(config.dataset, data_dir), accelerator, folder)
+            raise InputError(refusals[0])
+        _train(config, dataset, accelerator, folder)
     if accelerator.is_main_process:
         say(f"Run directory: {output}")
     accelerator.end_training()
@@ -91,6 +92,8 @@ def _train(config: TrainConfig, dataset: Dataset, accelerator: Accelerator, fold
         with (folder / run_directory.WEIGHTS).open("wb") as stream:
             torch.save(net.to("cpu").state_dict(), stream)
         report = build_report(dataset, train, epochs, test, net, accelerator)
+        weights = (folder / run_directory.WEIGHTS).read_bytes()
+        report["weights_sha256"] = hashlib.sha256(weights).hexdigest()
         run_directory.write_json(folder / run_directory.REPORT, report)
         draw_losses(epochs, validated_on, folder / run_directory.LOSSES)
         for line in summarize(report):

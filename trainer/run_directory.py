@@ -47,7 +47,7 @@ def read_report(path: Path) -> dict[str, Any]:
     """
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        report["test"], report["dataset"]
+        dict(report["test"]), report["dataset"]["train_sha256"], report["weights_sha256"]
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:

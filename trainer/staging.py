@@ -20,6 +20,7 @@ def staged_folder(final: Path, *, ours: frozenset[str], overwrite: bool) -> Iter
         InputError: `final` exists and may not be replaced, or its parent cannot be written.
         MnistError: the system refused a write inside the block, for example because the disk is full.
     """
+    final = final.absolute()
     _refuse_existing(final, ours, overwrite)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -60,10 +61,12 @@ def _publish(folder: Path, final: Path, old: Path) -> None:
         if final.exists():
             final.rename(old)
         folder.rename(final)
-    except OSError as error:
-        if old.exists():
+    except BaseException as error:
+        if old.exists() and not final.exists():
             old.rename(final)
-        raise InputError(f"cannot write {final} ({error.strerror}): name another --output") from error
+        if isinstance(error, OSError):
+            raise InputError(f"cannot write {final} ({error.strerror}): name another --output") from error
+        raise
     _fsync(final.parent)
 
 

@@ -288,7 +288,9 @@ def test_a_folder_that_is_no_finished_run(tmp_path: Path, mnist: Mnist) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.json", "report.json"])
-@pytest.mark.parametrize("content", [None, "", "{}"])
+@pytest.mark.parametrize(
+    "content", [None, "", "{}", '{"test": {}, "dataset": {}}', '{"test": 1, "dataset": "x"}']
+)
 def test_a_damaged_run(
     run_directory: Path, tmp_path: Path, mnist: Mnist, name: str, content: str | None
 ) -> None:
@@ -305,4 +307,4 @@ def test_weights_that_do_not_fit_the_config(run_directory: Path, tmp_path: Path,
     run = tmp_path / "run"
     shutil.copytree(run_directory, run)
     bare(run)
-    mnist("export", run, "--output", tmp_path / "out").assert_refused("hidden layers", "config.json")
+    mnist("export", run, "--output", tmp_path / "out").assert_refused("mnist_model.pth", "report.json")

@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from export.convert import load_onnx
 from serve_cli.errors import InputError
 from serve_cli.runtime import Predictor
 from serve_cli.spec import METADATA_KEY
@@ -92,6 +93,40 @@ def test_a_graph_that_breaks_its_contract_is_refused(predictor: Predictor, tmp_p
     onnx.save(stamped_identity(predictor.contract.to_json(), ["N", 28, 28]), path)
     with pytest.raises(InputError, match="its contract says"):
         Predictor(path)
+
+
+def test_a_fixed_batch_is_refused(artifact: Path, tmp_path: Path) -> None:
+    model = onnx.load(artifact / "model.onnx")
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+    onnx.save(model, tmp_path / "fixed.onnx")
+    with pytest.raises(InputError, match="batch of any size"):
+        Predictor(tmp_path / "fixed.onnx")
+
+
+def test_a_bad_graph_prints_nothing(
+    artifact: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = onnx.load(artifact / "model.onnx")
+    model.graph.node[-1].input[0] = "nowhere"
+    onnx.save(model, tmp_path / "broken.onnx")
+    with pytest.raises(InputError):
+        Predictor(tmp_path / "broken.onnx")
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 64, 256])
+def test_batches_arrive_in_the_size_asked_for(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int
+) -> None:
+    """The proof of an export relies on it, at each of its batch sizes."""
+    sizes = []
+    run = Predictor._run
+    monkeypatch.setattr(
+        Predictor, "_run", lambda self, images: sizes.append(len(images)) or run(self, images)
+    )
+    load_onnx(artifact / "model.onnx")(np.zeros((600, 28, 28), np.uint8), batch_size)
+    assert set(sizes[:-1]) == {batch_size}
+    assert sum(sizes) == 600
 
 
 def test_external_data_is_never_followed(artifact: Path, tmp_path: Path) -> None:

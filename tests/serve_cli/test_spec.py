@@ -41,6 +41,7 @@ def test_equal_contracts_give_equal_bytes(contract: Contract) -> None:
         ("labels", "0123456789", "'labels'"),
         ("input", {"name": "pixels"}, "'input'"),
         ("outputs", [], "'outputs'"),
+        ("outputs", 5, "'outputs'"),
         ("parity", None, "lacks 'parity'"),
         ("colour", "red", "unknown field 'colour'"),
     ],
@@ -55,7 +56,7 @@ def test_a_wrong_field_is_named(contract: Contract, field: str, value: object, m
         Contract.from_json(json.dumps(values), SOURCE)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", b"\xff\xfe"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", b"\xff\xfe", "[" * 100_000])
 def test_what_is_not_a_contract_is_refused(text: str | bytes) -> None:
     with pytest.raises(InputError, match=r"model\.onnx"):
         Contract.from_json(text, SOURCE)

@@ -39,7 +39,16 @@ def test_config_file_and_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", "{}", '{"hidden": [128], "colour": 1}', '{"hidden": [1], "lr": "x"}']
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"hidden": [128], "colour": 1}',
+        '{"hidden": [1], "lr": "x"}',
+        '{"hidden": [1], "std": 0}',
+    ],
 )
 def test_a_broken_config_file_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "config.json"
@@ -61,6 +70,11 @@ def test_a_broken_config_file_is_refused(tmp_path: Path, content: str) -> None:
         ("lr", float("inf")),
         ("weight_decay", -1.0),
         ("seed", -1),
+        ("seed", 2**32),
+        ("epochs", 2.5),
+        ("mean", True),
+        ("batch_size", 10**22),
+        ("hidden", (128.0,)),
         ("hidden", ()),
         ("hidden", (128, 0)),
         ("limit", 0),

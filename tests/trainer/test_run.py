@@ -159,6 +159,8 @@ def test_two_processes_train_together(tmp_path: Path) -> None:
     reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two")]
     assert [report["train"]["processes"] for report in reports] == [1, 2]
     assert reports[0]["test"]["samples"] == reports[1]["test"]["samples"] == 1000
+    for part, name in (("test", "accuracy"), ("test", "loss"), ("train", "loss")):
+        assert reports[0][part][name] == pytest.approx(reports[1][part][name], rel=1e-4)
     states = [torch.load(tmp_path / name / "mnist_model.pth") for name in ("one", "two")]
     for key in states[0]:
         torch.testing.assert_close(states[0][key], states[1][key], rtol=1e-4, atol=1e-5)
@@ -171,6 +173,7 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as child:
         assert child.stdout is not None
         assert child.stderr is not None

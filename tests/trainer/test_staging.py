@@ -65,18 +65,21 @@ def test_a_failed_overwrite_leaves_the_old_one(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [final]
 
 
-def test_a_failed_rename_brings_the_old_one_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_failed_rename_brings_the_old_one_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
     final = tmp_path / "final"
     publish(final, "old")
     rename = Path.rename
 
     def fail(path: Path, target: Path) -> Path:
         if path.name == "new":
-            raise OSError(28, "No space left on device")
+            raise error
         return rename(path, target)
 
     monkeypatch.setattr(Path, "rename", fail)
-    with pytest.raises(InputError, match="No space left"):
+    with pytest.raises(InputError if isinstance(error, OSError) else KeyboardInterrupt):
         publish(final, "new", overwrite=True)
     assert (final / MARKER).read_text() == "old"
     assert list(tmp_path.iterdir()) == [final]

@@ -110,6 +110,20 @@ def test_what_is_not_a_state_dict_is_refused(tmp_path: Path, value: Any) -> None
     refused(value, tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["sparse", "meta", "expanded"])
+def test_tensors_that_are_not_plain_are_refused(state: State, tmp_path: Path, kind: str) -> None:
+    state["fc1.weight"] = {
+        "sparse": torch.ones(128, 784).to_sparse(),
+        "meta": torch.zeros(128, 784, device="meta"),
+        "expanded": torch.zeros(1).expand(10**10, 784),
+    }[kind]
+    refused(state, tmp_path)
+
+
+def test_keys_that_are_no_names_are_refused(tmp_path: Path) -> None:
+    assert "not a state_dict" in refused({0: torch.zeros(1), ("a", 1): torch.zeros(1)}, tmp_path)
+
+
 class Payload:
     """Touches a file when it is unpickled."""
 

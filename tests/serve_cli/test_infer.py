@@ -243,6 +243,16 @@ def test_odd_names_are_one_line(mnist: Mnist, digit_png: Path, artifact: Path, t
     assert answer["file"] == str(odd)
 
 
+def test_a_name_that_is_too_long_does_not_stop_the_others(
+    mnist: Mnist, digit_png: Path, artifact: Path
+) -> None:
+    result = mnist("infer", "a" * 300 + ".png", digit_png, "--model", artifact)
+    assert result.code == 2
+    assert ": 7 (" in result.out
+    assert "too long" in result.err
+    mnist("infer", digit_png, "--model", "a" * 300).assert_refused("too long")
+
+
 def test_an_empty_name_is_not_the_current_folder(mnist: Mnist, artifact: Path) -> None:
     mnist("infer", "", "--model", artifact).assert_refused("empty name")
 

@@ -154,6 +154,25 @@ def test_every_flipped_byte_is_refused_or_a_picture(ramp: np.ndarray) -> None:
         assert levels.ndim == 2
 
 
+def test_broken_exif_is_refused_or_a_picture(ramp: np.ndarray) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x011A] = 72.0
+    exif[0x0131] = "a program"
+    buffer = io.BytesIO()
+    Image.fromarray(ramp).save(buffer, format="JPEG", exif=exif)
+    data = buffer.getvalue()
+    for position in range(2, 2 + data[4] * 256 + data[5]):
+        for value in (0, 1, 5, 12, 255):
+            broken = bytearray(data)
+            broken[position] = value
+            try:
+                levels = read_stream(io.BytesIO(bytes(broken)), "exif.jpg")
+            except InputError:
+                continue
+            assert levels.ndim == 2
+
+
 def test_a_bomb_is_refused_by_its_header() -> None:
     image = Image.new("1", (MAX_PIXELS // 1000 + 1, 1000))
     buffer = io.BytesIO()

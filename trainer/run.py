@@ -45,11 +45,18 @@ def run(config: TrainConfig, *, data_dir: Path | None, output: Path, overwrite: 
                 refused = str(error)
         refusals = [reason for reason in gather_object([refused]) if reason is not None]
         if dataset is None or refusals:
-            accelerator.end_training()  # all leave the group before the first one exits
+            leave_group(accelerator)
             raise InputError(refusals[0])
         _train(config, dataset, accelerator, folder)
     if accelerator.is_main_process:
         say(f"Run directory: {output}")
+    leave_group(accelerator)
+
+
+def leave_group(accelerator: Accelerator) -> None:
+    """Take the process group down in all processes at once: one that exits earlier can abort the others."""
+    accelerator.wait_for_everyone()
+    accelerator.free_memory()  # the DDP wrapper, too, whose threads use the group
     accelerator.end_training()
 
 

@@ -98,9 +98,7 @@ def read_stream(stream: BinaryIO, name: str) -> np.ndarray:
         raise InputError(f"{name} is too large ({error}): save a smaller picture") from error
     except InputError:
         raise
-    except (
-        Exception
-    ) as error:  # Pillow raises many kinds on damaged files, struct.error and TypeError among them
+    except Exception as error:  # Pillow raises many kinds, struct.error and TypeError among them
         raise InputError(f"{name} is a damaged picture ({error}): save it again as PNG or JPEG") from error
 
 

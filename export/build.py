@@ -16,7 +16,7 @@ from export.source import Source
 from serve_cli.runtime import Prediction
 from serve_cli.spec import ARTIFACT_FILE, ARTIFACT_FILES, MODEL_FILES, PARITY_FILE, Contract
 from trainer.data import Dataset, load_dataset
-from trainer.run_directory import write_json
+from trainer.run_directory import json_bytes
 from trainer.staging import staged_folder
 
 REFERENCE_BATCH = 256
@@ -59,10 +59,10 @@ def build_artifact(
             tell(f"{name}: converting, then comparing with PyTorch on {len(images):,} test images")
             proofs[name] = _publishable(name, source, contract, folder, images, reference, opset)
         parity = {name: dataclasses.asdict(proof) for name, proof in proofs.items()}
-        write_json(folder / PARITY_FILE, parity)
+        (folder / PARITY_FILE).write_bytes(json_bytes(parity))
         files = {MODEL_FILES[name]: _describe_file(name, folder) for name in formats}
         described = {**dataclasses.asdict(contract), "parity": parity}
-        write_json(folder / ARTIFACT_FILE, {"contract": described, "files": files})
+        (folder / ARTIFACT_FILE).write_bytes(json_bytes({"contract": described, "files": files}))
     return Artifact(accuracy, proofs)
 
 

@@ -11,9 +11,8 @@ from export.main import ALL
 from serve_cli import process
 from serve_cli.app import app
 from tests.command import Mnist, Result
-from trainer.config import TrainConfig
 from trainer.data import MNIST_FILES, Dataset, load_dataset
-from trainer.run import run
+from trainer.run import Order, run
 
 MNIST_DATA_DIR = os.environ.get("MNIST_DATA_DIR", "")
 
@@ -48,7 +47,7 @@ def full_mnist() -> Dataset:
 def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of the notebook recipe on mnist5k; read it, never change it."""
     output = tmp_path_factory.mktemp("runs") / "notebook"
-    run(TrainConfig(dataset="mnist5k"), data_dir=None, output=output, overwrite=False)
+    run("notebook", {"dataset": "mnist5k"}, Order(output=output))
     return output
 
 

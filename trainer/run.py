@@ -2,109 +2,224 @@
 
 import dataclasses
 import hashlib
-import math
-import os
+import io
+import json
+from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
+from accelerate import Accelerator, PartialState
+from accelerate.utils import is_bf16_available, set_seed
+from torch import Tensor
 
-from serve_cli.errors import CheckFailed, InputError
-from serve_cli.process import say
-from trainer import run_directory
-from trainer.config import TrainConfig
+from serve_cli.errors import CheckFailed, InputError, MnistError
+from serve_cli.process import LAUNCHED, complain, say
+from trainer import checkpoint, run_directory
+from trainer.checkpoint import Checkpoint
+from trainer.config import DEFAULT_RECIPE, TrainConfig
 from trainer.data import Dataset, Split, hold_out, load_dataset
-from trainer.evaluation import evaluate
-from trainer.loop import Epoch, train_epochs
+from trainer.evaluation import predict
+from trainer.keeper import Keeper
+from trainer.learner import Learner
+from trainer.loop import Course, Epoch, steps_an_epoch, train_epochs
+from trainer.metrics import score
 from trainer.model import MLP, Normalize
+from trainer.processes import (
+    in_all,
+    in_first,
+    leave_group,
+    one_a_machine_first,
+    require_same,
+    start_processes,
+)
 from trainer.progress import progress_bar
-from trainer.report import build_report, draw_losses, draw_samples
-from trainer.staging import staged_folder
+from trainer.report import build_report
+from trainer.run_directory import Standing
+from trainer.signals import Stopped, StopRequest
+from trainer.staging import write_file
+from trainer.tracker import close_tracker, require_tracker, start_tracker, track
 
 
-def run(config: TrainConfig, *, data_dir: Path | None, output: Path, overwrite: bool) -> None:
-    """Train as `config` says and leave the run directory at `output`.
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What was asked for on the command line, besides the settings that decide the weights."""
+
+    output: Path
+    data_dir: Path | None = None
+    overwrite: bool = False
+    resume: bool = False
+    checkpoint_every: int | None = None
+    tracker: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What the first process has found out, for all of them; `saved` is the checkpoint to go on from.
+
+    `order` is its own: all of them have to save and to track at the same steps.
+    """
+
+    config: TrainConfig
+    saved: Checkpoint | None = None
+    standing: Standing = Standing.NOTHING
+    order: Order
+
+
+def run(recipe: str | None, flags: Mapping[str, Any], order: Order) -> None:
+    """Train as `recipe` and `flags` say, flags that are None left to the recipe, and leave a run directory.
 
     Raises:
-        InputError: bad data, or an output that cannot be written; in every process of a group.
-        CheckFailed: the training loss is no number any more.
+        InputError: bad data or settings, an output that cannot be written, processes that miss each other.
+        CheckFailed: the training diverges.
+        Stopped: SIGINT or SIGTERM; the run can go on later.
+        MnistError: the system refused a write. All of them in every process of a group.
     """
-    accelerator = start_accelerator()
-    with ExitStack() as stack:
-        folder, dataset, refused = None, None, None
-        with accelerator.main_process_first():  # it downloads, the others find it
-            try:
-                if accelerator.is_main_process:
-                    staged = staged_folder(output, ours=run_directory.FILES, overwrite=overwrite)
-                    folder = stack.enter_context(staged)
-                dataset = load_dataset(config.dataset, data_dir)
-            except InputError as error:
-                refused = str(error)
-        refusals = [reason for reason in gather_object([refused]) if reason is not None]
-        if dataset is None or refusals:
-            leave_group(accelerator)
-            raise InputError(refusals[0])
-        _train(config, dataset, accelerator, folder)
-    if accelerator.is_main_process:
-        say(f"Run directory: {output}")
-    leave_group(accelerator)
+    start_processes()
+    try:
+        with ExitStack() as stack:
+            start = in_first(lambda: prepare(recipe, flags, order, stack))
+            if start.standing is not Standing.FINISHED:
+                _train_and_test(start, order.data_dir)
+            note = " (finished already)" if start.standing is Standing.FINISHED else ""
+            in_first(lambda: say(f"Run directory: {order.output}{note}"))
+    except MnistError:  # in all processes at once
+        leave_group()
+        raise
+    except (RuntimeError, MemoryError) as error:
+        raise _in_one_line(error) from error
+    leave_group()
 
 
-def leave_group(accelerator: Accelerator) -> None:
-    """Take the process group down in all processes at once: one that exits earlier can abort the others."""
-    accelerator.wait_for_everyone()
-    accelerator.free_memory()  # the DDP wrapper, too, whose threads use the group
-    accelerator.end_training()
+def _in_one_line(error: Exception) -> Exception:
+    """What users can do something about; the rest is an error of ours, and stays as it is."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in lines[0]:
+        return MnistError(f"the memory is used up ({lines[0]}): lower --hidden or --batch-size")
+    if PartialState().num_processes > 1:
+        return MnistError(f"the group of processes broke ({lines[0]}): start it again with --resume")
+    return error
 
 
-def start_accelerator() -> Accelerator:
-    """Devices and processes, as the launcher made them; without one, this process alone.
+def prepare(recipe: str | None, flags: Mapping[str, Any], order: Order, stack: ExitStack) -> Start:
+    """Hold the run directory on `stack`, and settle the config and the checkpoint to go on from.
 
-    On the CPU a process computes on one thread unless OMP_NUM_THREADS says otherwise, as accelerate launch
-    has it: steady on busy cores, and `mnist train` gives the same bits as a launched run.
+    Raises:
+        InputError: bad settings, others than those of the run to go on with, no whole checkpoint among those
+            that are there, or a directory that is not free.
     """
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
-    # Without cpu=True a launcher's processes on a machine with no accelerator would train alone, silently.
-    return Accelerator(cpu=not torch.accelerator.is_available())
+    standing = stack.enter_context(
+        run_directory.open_run(order.output, overwrite=order.overwrite, resume=order.resume)
+    )
+    require_tracker(order.tracker)
+    if not order.resume or standing is Standing.NOTHING:
+        return Start(config=TrainConfig.from_recipe(recipe or DEFAULT_RECIPE, **flags), order=order)
+    config = TrainConfig.read(order.output / run_directory.CONFIG)
+    config.require_same({"recipe": recipe, **flags}, order.output)
+    if standing is Standing.FINISHED:
+        return Start(config=config, standing=standing, order=order)
+    saved, skipped = checkpoint.newest(order.output / run_directory.CHECKPOINTS)
+    if skipped and saved is None:
+        raise InputError(f"{skipped[0][1]}, and no other checkpoint is whole: start again with --overwrite")
+    if saved is not None:
+        TrainConfig.from_dict(saved.state["config"]).require_same(vars(config), order.output)
+    for folder, damage in skipped:
+        complain(LAUNCHED, f"{damage}; it is skipped")
+        checkpoint.put_aside(folder)
+    return Start(config=config, saved=saved, standing=standing, order=order)
 
 
-def _train(config: TrainConfig, dataset: Dataset, accelerator: Accelerator, folder: Path | None) -> None:
-    """Train and test on every process; the one that has a `folder` writes into it and speaks."""
+def _train_and_test(start: Start, data_dir: Path | None) -> None:
+    config, order = start.config, start.order
+    torch.set_num_threads(config.threads)
+    dataset = one_a_machine_first(lambda: load_dataset(config.dataset, data_dir))
+    digests = [split.sha256() for split in (dataset.train, dataset.test)]
+    require_same((digests, dataset.labels), "their data: give all of them the same files")
     train, validation, validated_on = divide(dataset, config)
-    if folder is not None:
-        run_directory.write_json(folder / run_directory.CONFIG, config.to_dict())
-        draw_samples(train, dataset.labels, folder / run_directory.SAMPLES)
+    accelerator = in_all(lambda: start_accelerator(config, order))
+    device = accelerator.device
 
     set_seed(config.seed)
-    device = accelerator.device
-    net = MLP(config.hidden).to(device)
+    steps = config.epochs * steps_an_epoch(len(train), config.batch_size)
+    learner, course = Learner(config, steps, accelerator), Course()
     normalize = Normalize(config.mean, config.std).to(device)
-    epochs: list[Epoch] = []
-    with progress_bar(speaks=folder is not None) as progress:
-        for epoch in train_epochs(
-            net, normalize, train.to(device), validation.to(device), config, accelerator, progress
-        ):
-            require_finite(epoch)
-            epochs.append(epoch)
-            if folder is not None:
-                say(describe(epoch, config.epochs))
-                run_directory.append_json_line(folder / run_directory.METRICS, dataclasses.asdict(epoch))
+    root = order.output / run_directory.CHECKPOINTS
+    with Keeper(root, learner, course, digests[0], accelerator) as keeper:
+        if start.saved is not None:
+            keeper.restore(start.saved)
+        elif start.standing is Standing.NOTHING:
+            in_first(lambda: run_directory.begin(order.output, config.to_dict(), overwrite=order.overwrite))
+        _train(keeper, normalize, train.to(device), validation.to(device), order)
+        if config.patience is not None and course.best is not None:
+            keeper.restore_best(course.best.step)
 
-    test = evaluate(net, normalize, dataset.test.to(device), accelerator)
-    if folder is not None:
-        with (folder / run_directory.WEIGHTS).open("wb") as stream:
-            torch.save(net.to("cpu").state_dict(), stream)
-        report = build_report(dataset, train, epochs, test, net, accelerator)
-        weights = (folder / run_directory.WEIGHTS).read_bytes()
-        report["weights_sha256"] = hashlib.sha256(weights).hexdigest()
-        run_directory.write_json(folder / run_directory.REPORT, report)
-        draw_losses(epochs, validated_on, folder / run_directory.LOSSES)
+    logits = predict(learner.net, normalize, dataset.test.images.to(device), accelerator)
+
+    def leave_results() -> None:
+        test = score(logits, dataset.test.labels, dataset.labels)
+        report = build_report(dataset, train, course.epochs, test, learner.net, accelerator)
+        write_metrics(course.epochs, order.output)
+        leave_weights(order.output, learner.net, report)
+        leave_pictures(order.output, dataset, train, course.epochs, validated_on, report["test"], logits)
+        write_file(order.output / run_directory.REPORT, run_directory.json_bytes(report))
         for line in summarize(report):
             say(line)
+
+    in_first(leave_results)
+
+
+def _train(
+    keeper: Keeper,
+    normalize: Normalize,
+    train: Split,
+    validation: Split,
+    order: Order,
+) -> None:
+    """Train what `keeper` keeps to the end; the splits are on the device."""
+    learner, course, accelerator = keeper.learner, keeper.course, keeper.accelerator
+    config = learner.config
+    in_first(lambda: start_tracker(accelerator, config, learner.step))
+    try:
+        with progress_bar(speaks=accelerator.is_main_process) as progress, StopRequest() as stop:
+            for epoch in train_epochs(
+                learner,
+                course,
+                normalize,
+                train,
+                validation,
+                accelerator,
+                progress=progress,
+                stop=stop,
+                save=keeper.save,
+                checkpoint_every=order.checkpoint_every,
+            ):
+                in_first(partial(tell, epoch, course, order.output, config.epochs))
+                in_first(partial(track, accelerator, epoch, course, len(train), config.batch_size))
+        keeper.settle()
+    except (CheckFailed, Stopped) as error:
+        keeper.settle()
+        error.args = (f"{error}; {in_first(keeper.way_on)}",)
+        raise
+    in_first(lambda: close_tracker(accelerator))
+
+
+def start_accelerator(config: TrainConfig, order: Order) -> Accelerator:
+    """Devices and precision for the processes that are there; the first of them has the tracker.
+
+    Raises:
+        InputError: the device has no bfloat16.
+    """
+    if config.mixed_precision == "bf16" and not is_bf16_available(ignore_tpu=True):
+        raise InputError("--mixed-precision is bf16, which this device does not have: leave it out")
+    return Accelerator(
+        cpu=PartialState().device.type == "cpu",
+        mixed_precision=config.mixed_precision,
+        log_with=order.tracker if PartialState().is_main_process else None,
+        project_dir=order.output,
+    )
 
 
 def divide(dataset: Dataset, config: TrainConfig) -> tuple[Split, Split, str]:
@@ -122,21 +237,66 @@ def divide(dataset: Dataset, config: TrainConfig) -> tuple[Split, Split, str]:
         return train, dataset.test, "test set"
     train, validation = hold_out(train, config.validation_fraction)
     if len(validation) == 0:
-        raise InputError(f"--limit {config.limit} leaves no image to validate on: raise it")
+        raise InputError(
+            f"--validation-fraction {config.validation_fraction} leaves none of {len(train):,} "
+            "images to validate on: raise it, or --limit"
+        )
     return train, validation, "held-out part of the training set"
 
 
-def require_finite(epoch: Epoch) -> None:
-    """Stop a training that has diverged.
+def tell(epoch: Epoch, course: Course, output: Path, epochs: int) -> None:
+    """Print the line of an epoch and write the metrics of all epochs so far.
 
     Raises:
-        CheckFailed: the training or validation loss is NaN or infinite.
+        OSError: the system refused.
     """
-    if not math.isfinite(epoch.train_loss + epoch.validation.loss):
-        raise CheckFailed(
-            f"training diverged: the loss of epoch {epoch.number} is {epoch.train_loss:g} "
-            f"({epoch.validation.loss:g} on validation); lower --lr. Nothing was written"
-        )
+    say(describe(epoch, epochs))
+    write_metrics(course.epochs, output)
+
+
+def write_metrics(epochs: list[Epoch], output: Path) -> None:
+    """Write a line of JSON for each epoch; the checkpoints know them, too, so nothing is flushed.
+
+    Raises:
+        OSError: the system refused.
+    """
+    lines = "".join(json.dumps(dataclasses.asdict(epoch)) + "\n" for epoch in epochs)
+    (output / run_directory.METRICS).write_text(lines, encoding="ascii")
+
+
+def leave_weights(output: Path, net: MLP, report: dict[str, Any]) -> None:
+    """Write the plain state_dict, and its hash into `report`.
+
+    Raises:
+        OSError: the system refused.
+    """
+    stream = io.BytesIO()
+    torch.save(net.to("cpu").state_dict(), stream)
+    report["weights_sha256"] = hashlib.sha256(stream.getvalue()).hexdigest()
+    write_file(output / run_directory.WEIGHTS, stream.getvalue())
+
+
+def leave_pictures(
+    output: Path,
+    dataset: Dataset,
+    train: Split,
+    epochs: list[Epoch],
+    validated_on: str,
+    test: Mapping[str, Any],
+    logits: Tensor,
+) -> None:
+    """Draw the pictures of a run; `test` is what report.json says of the test set.
+
+    Raises:
+        OSError: the system refused.
+    """
+    from trainer import pictures  # 0.4 s of matplotlib, which no training need wait for
+
+    labels, images = dataset.labels, dataset.test.images
+    pictures.draw_samples(train, labels, output / run_directory.SAMPLES)
+    pictures.draw_losses(epochs, validated_on, output / run_directory.LOSSES)
+    pictures.draw_confusion(test["confusion"], labels, output / run_directory.CONFUSION)
+    pictures.draw_mistakes(images, dataset.test.labels, logits, labels, output / run_directory.MISTAKES)
 
 
 def describe(epoch: Epoch, epochs: int) -> str:

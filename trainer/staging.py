@@ -61,22 +61,44 @@ def _publish(folder: Path, final: Path, old: Path) -> None:
         if final.exists():
             final.rename(old)
         folder.rename(final)
+        fsync(final.parent)
     except BaseException as error:
         if old.exists() and not final.exists():
             old.rename(final)
         if isinstance(error, OSError):
             raise InputError(f"cannot write {final} ({error.strerror}): name another --output") from error
         raise
-    _fsync(final.parent)
 
 
 def _flush(folder: Path) -> None:
     for path in folder.rglob("*"):
-        _fsync(path)
-    _fsync(folder)
+        fsync(path)
+    fsync(folder)
 
 
-def _fsync(path: Path) -> None:
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file that is whole at any moment: the old one or the new one, on the disk when this returns.
+
+    Raises:
+        OSError: the system refused; the old one is untouched.
+    """
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        temporary.write_bytes(data)
+        fsync(temporary)
+        temporary.replace(path)
+        fsync(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def fsync(path: Path) -> None:
+    """Flush a file, or the entries of a folder, to the disk.
+
+    Raises:
+        OSError: the system could not; what was written may be lost.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

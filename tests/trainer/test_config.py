@@ -27,7 +27,8 @@ def test_flags_override_a_recipe() -> None:
 
 
 def test_flags_and_fields_are_the_same() -> None:
-    flags = set(inspect.signature(train).parameters) - {"output", "overwrite", "data_dir"}
+    others = {"context", "output", "overwrite", "resume", "data_dir", "checkpoint_every", "tracker"}
+    flags = set(inspect.signature(train).parameters) - others - {"num_processes"}
     assert flags == {field.name for field in dataclasses.fields(TrainConfig)}
 
 
@@ -75,6 +76,12 @@ def test_a_broken_config_file_is_refused(tmp_path: Path, content: str) -> None:
         ("mean", True),
         ("batch_size", 10**22),
         ("hidden", (128.0,)),
+        ("distortion", -1.0),
+        ("optimizer", "sgd"),
+        ("accumulate", 0),
+        ("threads", 0),
+        ("mixed_precision", "fp16"),
+        ("patience", 0),
         ("hidden", ()),
         ("hidden", (128, 0)),
         ("limit", 0),
@@ -86,6 +93,21 @@ def test_a_broken_config_file_is_refused(tmp_path: Path, content: str) -> None:
 def test_a_value_out_of_range_names_its_flag(field: str, value: object) -> None:
     with pytest.raises(InputError, match=f"--{field.replace('_', '-')} is"):
         TrainConfig(**{field: value})  # type: ignore[arg-type]
+
+
+def test_patience_never_watches_the_test_set() -> None:
+    with pytest.raises(InputError, match="the test set chooses nothing"):
+        TrainConfig.from_recipe("notebook", patience=3)
+    assert TrainConfig.from_recipe("fast", patience=3).patience == 3
+
+
+def test_other_settings_are_named() -> None:
+    config = TrainConfig.from_recipe("notebook", epochs=3)
+    config.require_same({"epochs": 3, "lr": None, "recipe": None}, Path("runs/a"))
+    with pytest.raises(
+        InputError, match=r"runs/a .*--lr 0.5 \(the run has 0.001\), --seed 7 \(the run has 0\)"
+    ):
+        config.require_same({"epochs": 3, "lr": 0.5, "seed": 7}, Path("runs/a"))
 
 
 def test_hidden_sizes() -> None:

@@ -1,32 +1,27 @@
 """The loop against plain PyTorch as the oracle, and evaluation that counts every sample once."""
 
+import copy
+
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
+from serve_cli.errors import CheckFailed
+from tests.trainer.world import fit
+from trainer.augmentation import distort, draw
 from trainer.config import TrainConfig
-from trainer.data import Dataset, Split
-from trainer.evaluation import evaluate
-from trainer.loop import Epoch, sample_order, train_epochs
+from trainer.data import Dataset
+from trainer.evaluation import Evaluation, evaluate
+from trainer.learner import Learner
+from trainer.loop import Course, Epoch, is_patience_over, learn, sample_order
 from trainer.model import MLP, Normalize
-from trainer.progress import progress_bar
 
 
 @pytest.fixture
 def accelerator() -> Accelerator:
     return Accelerator(cpu=True)
-
-
-def fit(
-    config: TrainConfig, train: Split, validation: Split, accelerator: Accelerator
-) -> tuple[MLP, list[Epoch]]:
-    set_seed(config.seed)
-    net, normalize = MLP(config.hidden), Normalize(config.mean, config.std)
-    with progress_bar(speaks=False) as progress:
-        epochs = list(train_epochs(net, normalize, train, validation, config, accelerator, progress))
-    return net, epochs
 
 
 class TutorialNet(nn.Module):
@@ -51,13 +46,13 @@ def test_the_notebook_recipe_equals_the_tutorials_own_loop(
     config = TrainConfig(dataset="mnist5k", epochs=2)
     samples = 1000  # 16 steps an epoch: rounding has no time to grow
     train = mnist5k.train.take(torch.arange(samples))
-    net, epochs = fit(config, train, mnist5k.test, accelerator)
+    learner, course, step_losses = fit(config, train, mnist5k.test, accelerator)
 
     set_seed(config.seed)
     tutorial = TutorialNet()
     criterion = nn.CrossEntropyLoss()
     optimizer = torch.optim.Adam(tutorial.parameters(), lr=0.001)
-    losses = []
+    losses, expected = [], []
     for epoch in (1, 2):
         running = 0.0
         for batch in sample_order(samples, config.seed, epoch).split(64):
@@ -67,11 +62,13 @@ def test_the_notebook_recipe_equals_the_tutorials_own_loop(
             loss.backward()
             optimizer.step()
             running += loss.item() * len(batch)
+            expected.append(loss.item())
         losses.append(running / samples)
 
-    assert [epoch.train_loss for epoch in epochs] == pytest.approx(losses, rel=1e-5)
+    assert [epoch.train_loss for epoch in course.epochs] == pytest.approx(losses, rel=1e-5)
+    assert step_losses == pytest.approx(expected, rel=1e-5)
     for name, tensor in tutorial.state_dict().items():
-        torch.testing.assert_close(net.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(learner.net.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(
@@ -79,7 +76,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(
 ) -> None:
     train = mnist5k.train.take(torch.arange(500))
     weights = [
-        fit(TrainConfig(seed=seed, epochs=1), train, mnist5k.test, accelerator)[0].fc1.weight
+        fit(TrainConfig(seed=seed, epochs=1), train, mnist5k.test, accelerator)[0].net.fc1.weight
         for seed in (1, 1, 2)
     ]
     assert torch.equal(weights[0], weights[1])
@@ -92,9 +89,111 @@ def test_ragged_batches_train(
 ) -> None:
     train = mnist5k.train.take(torch.arange(samples))
     config = TrainConfig(batch_size=batch_size, epochs=2, schedule="one-cycle")
-    _, epochs = fit(config, train, mnist5k.test, accelerator)
-    assert [epoch.number for epoch in epochs] == [1, 2]
-    assert epochs[1].train_loss < epochs[0].train_loss
+    _, course, _ = fit(config, train, mnist5k.test, accelerator)
+    assert [epoch.number for epoch in course.epochs] == [1, 2]
+    assert course.epochs[1].train_loss < course.epochs[0].train_loss
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_a_recipe_with_everything_equals_plain_pytorch(
+    mnist5k: Dataset, accelerator: Accelerator, optimizer: str
+) -> None:
+    """Weight decay, one-cycle, distortions and Muon, each written down a second time."""
+    config = TrainConfig(
+        epochs=2,
+        batch_size=100,
+        optimizer=optimizer,
+        lr=5e-3,
+        weight_decay=0.1,
+        schedule="one-cycle",
+        distortion=1.0,
+        accumulate=3 if optimizer == "adam" else 1,
+    )
+    samples = 730
+    train = mnist5k.train.take(torch.arange(samples))
+    learner, _, losses = fit(config, train, mnist5k.test, accelerator)
+
+    set_seed(config.seed)
+    net = TutorialNet()
+    by_muon = [net.fc1.weight, net.fc2.weight] if optimizer == "muon" else []
+    rest = [parameter for parameter in net.parameters() if not any(parameter is each for each in by_muon)]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, lr=5e-3, weight_decay=0.1)]
+    if by_muon:
+        optimizers += [torch.optim.Muon(by_muon, lr=5e-3, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")]
+    schedules = [
+        torch.optim.lr_scheduler.OneCycleLR(each, 5e-3, total_steps=16, cycle_momentum=False)
+        for each in optimizers
+    ]
+    batches = [*sample_order(samples, 0, 1).split(100), *sample_order(samples, 0, 2).split(100)]
+    expected = []
+    for step, batch in enumerate(batches):
+        images = distort(train.images[batch], draw(len(batch), config.seed, step), 1.0)
+        loss = nn.functional.cross_entropy(net((images / 255 - 0.5) / 0.5), train.labels[batch])
+        net.zero_grad()
+        loss.backward()
+        for each, schedule in zip(optimizers, schedules, strict=True):
+            each.step()
+            schedule.step()
+        expected.append(loss.item())
+
+    # Muon computes in bfloat16 and makes the smallest gradients as large as the others, rounding included.
+    assert losses == pytest.approx(expected, rel=1e-4 if optimizer == "adam" else 1e-3)
+    if optimizer == "adam":
+        for ours, theirs in zip(learner.net.parameters(), net.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 7, 100])
+def test_accumulated_gradients_are_those_of_the_whole_batch(
+    mnist5k: Dataset, accelerator: Accelerator, parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the mean loss; the weights would not tell, for Adam does not see the scale of a gradient."""
+    set_seed(0)
+    config = TrainConfig(accumulate=parts, batch_size=100)
+    learner, normalize = Learner(config, 10, accelerator), Normalize(0.5, 0.5)
+    monkeypatch.setattr(learner, "update", lambda: None)
+    batch = torch.arange(65)
+    learn(learner, normalize, mnist5k.train, batch, accelerator)
+
+    expected = copy.deepcopy(learner.net)
+    expected.zero_grad()
+    images, labels = mnist5k.train.images[batch], mnist5k.train.labels[batch]
+    nn.functional.cross_entropy(expected(normalize(images)), labels).backward()
+    for ours, theirs in zip(learner.net.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_a_loss_that_is_no_number_stops_with_step_and_learning_rate(
+    mnist5k: Dataset, accelerator: Accelerator
+) -> None:
+    train = mnist5k.train.take(torch.arange(1000))
+    with pytest.raises(
+        CheckFailed, match=r"the loss of step 2 \(epoch 1\) is (nan|inf), at learning rate 1e\+30"
+    ):
+        fit(TrainConfig(lr=1e30), train, mnist5k.test, accelerator)
+
+
+def test_patience() -> None:
+    def course(*losses: float) -> Course:
+        return Course(
+            epochs=[
+                Epoch(
+                    number=number,
+                    step=number,
+                    train_loss=1.0,
+                    validation=Evaluation(loss, 0.5, 10),
+                    learning_rate=1.0,
+                    seconds=1.0,
+                )
+                for number, loss in enumerate(losses, 1)
+            ]
+        )
+
+    assert not is_patience_over(course(), 1)
+    assert not is_patience_over(course(3.0, 2.0), 1)
+    assert not is_patience_over(course(3.0, 2.0, 2.5), 2)
+    assert is_patience_over(course(3.0, 2.0, 2.5, 2.0), 2)
+    assert not is_patience_over(course(3.0, 4.0, 5.0), None)
 
 
 def test_the_order_is_a_permutation_that_depends_on_seed_and_epoch() -> None:

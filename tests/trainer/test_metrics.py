@@ -1,0 +1,183 @@
+"""Each number of a test against one computed by hand or in another way."""
+
+import json
+import math
+import random
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+from trainer import metrics  # pytest would take its function score for a test
+from trainer.data import DIGITS
+
+TRUE = [0, 0, 0, 1, 1, 2, 2, 2, 2, 3]
+PREDICTED = [0, 0, 1, 1, 1, 2, 2, 0, 5, 5]
+"""Ten predictions; class 3 is never predicted, class 5 never true, 4 and 6 to 9 are neither."""
+
+
+def logits_for(predicted: list[int], confidence: list[float]) -> Tensor:
+    """Logits, float32 [N, 10], whose softmax is `confidence` for `predicted` and the same for all others."""
+    logits = torch.zeros(len(predicted), 10, dtype=torch.float64)
+    for row, (one, share) in enumerate(zip(predicted, confidence, strict=True)):
+        logits[row, one] = math.log(9 * share / (1 - share))
+    return logits.float()
+
+
+def tiny() -> dict[str, object]:
+    return metrics.score(logits_for(PREDICTED, [0.9] * 10), torch.tensor(TRUE), DIGITS)
+
+
+def test_counts_and_accuracy_are_exact() -> None:
+    result = tiny()
+    assert result["samples"] == 10
+    assert result["accuracy"] == 0.6
+    expected = [[0] * 10 for _ in range(10)]
+    expected[0][:2] = [2, 1]
+    expected[1][1] = 2
+    expected[2][0], expected[2][2], expected[2][5] = 1, 2, 1
+    expected[3][5] = 1
+    assert result["confusion"] == expected
+
+
+@pytest.mark.parametrize(
+    ("number", "precision", "recall", "f1", "support"),
+    [
+        (0, 2 / 3, 2 / 3, 2 / 3, 3),
+        (1, 2 / 3, 1, 4 / 5, 2),
+        (2, 1, 2 / 4, 2 / 3, 4),
+        (3, 0, 0, 0, 1),
+        (5, 0, 0, 0, 0),
+        (9, 0, 0, 0, 0),
+    ],
+)
+def test_precision_recall_and_f1(
+    number: int, precision: float, recall: float, f1: float, support: int
+) -> None:
+    classes = tiny()["classes"]
+    assert isinstance(classes, list)
+    assert classes[number] == {
+        "label": number,
+        "precision": pytest.approx(precision),
+        "recall": pytest.approx(recall),
+        "f1": pytest.approx(f1),
+        "support": support,
+    }
+
+
+def test_macro_f1_is_the_mean_over_all_classes() -> None:
+    assert tiny()["macro_f1"] == pytest.approx((2 / 3 + 4 / 5 + 2 / 3) / 10)
+
+
+def test_the_loss_is_the_mean_cross_entropy() -> None:
+    right, wrong = -math.log(0.9), -math.log(0.1 / 9)
+    assert tiny()["loss"] == pytest.approx((6 * right + 4 * wrong) / 10, rel=1e-6)
+
+
+def test_the_loss_is_summed_in_float64() -> None:
+    """In float32 a certain answer loses nothing at all."""
+    logits = torch.zeros(1, 10)
+    logits[0, 3] = 20
+    result = metrics.score(logits, torch.tensor([3]), DIGITS)
+    assert result["loss"] == pytest.approx(math.log1p(9 * math.exp(-20)), rel=1e-6)
+
+
+@pytest.mark.parametrize(("correct", "samples"), [(6, 10), (0, 7), (7, 7), (1, 1), (981, 1000)])
+def test_the_interval_follows_wilson(correct: int, samples: int) -> None:
+    z = 1.959963984540054
+    share = correct / samples
+    middle = (share + z**2 / (2 * samples)) / (1 + z**2 / samples)
+    half = z / (1 + z**2 / samples) * math.sqrt(share * (1 - share) / samples + z**2 / (4 * samples**2))
+    predicted = [4] * correct + [5] * (samples - correct)
+    labels = torch.full((samples,), 4)
+    result = metrics.score(logits_for(predicted, [0.5] * samples), labels, DIGITS)
+    assert result["accuracy"] == share
+    assert result["accuracy_interval"] == pytest.approx([middle - half, middle + half], abs=1e-12)
+
+
+def test_calibration_of_two_bins_by_hand() -> None:
+    """0.70 and 0.72 share a bin, one of them right; 0.9 is right in another."""
+    logits = logits_for([1, 2, 3], [0.70, 0.72, 0.9])
+    error = metrics.calibration_error(logits, torch.tensor([1, 9, 3]))
+    assert error == pytest.approx(2 / 3 * abs(1 / 2 - 0.71) + 1 / 3 * abs(1 - 0.9), rel=1e-6)
+
+
+def test_calibration_of_many_by_a_loop() -> None:
+    dice = random.Random(1)
+    samples = 500
+    shares = [dice.uniform(0.11, 0.999) for _ in range(samples)]
+    predicted = [dice.randrange(10) for _ in range(samples)]
+    labels = [one if dice.random() < 0.7 else (one + 1) % 10 for one in predicted]
+    error = 0.0
+    for number in range(15):
+        inside = [row for row in range(samples) if number / 15 < shares[row] <= (number + 1) / 15]
+        if inside:
+            accuracy = sum(predicted[row] == labels[row] for row in inside) / len(inside)
+            confidence = sum(shares[row] for row in inside) / len(inside)
+            error += len(inside) / samples * abs(accuracy - confidence)
+    found = metrics.calibration_error(logits_for(predicted, shares), torch.tensor(labels))
+    assert found == pytest.approx(error, rel=1e-5)
+
+
+def test_perfect_predictions() -> None:
+    labels = torch.arange(10).repeat(3)
+    logits = 100 * torch.nn.functional.one_hot(labels, 10).float()
+    result = metrics.score(logits, labels, DIGITS)
+    assert result["accuracy"] == result["macro_f1"] == 1
+    assert result["loss"] == pytest.approx(0, abs=1e-12)
+    assert result["calibration_error"] == pytest.approx(0, abs=1e-12)
+    assert result["accuracy_interval"][1] == 1
+    assert result["confusion"] == [[3 * (row == column) for column in range(10)] for row in range(10)]
+
+
+@pytest.mark.parametrize("predicted", [7, 2])
+def test_one_image(predicted: int) -> None:
+    result = metrics.score(logits_for([predicted], [0.8]), torch.tensor([7]), DIGITS)
+    is_right = predicted == 7
+    assert (result["samples"], result["accuracy"]) == (1, is_right)
+    assert result["calibration_error"] == pytest.approx(0.2 if is_right else 0.8, rel=1e-6)
+    assert result["confusion"][7][predicted] == sum(map(sum, result["confusion"])) == 1
+    assert [of_class["support"] for of_class in result["classes"]] == [number == 7 for number in range(10)]
+
+
+def test_json_holds_all_of_it() -> None:
+    names = ("T-shirt/top", *"abcdefghi")
+    result = metrics.score(logits_for(PREDICTED, [0.9] * 10), torch.tensor(TRUE), names)
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    assert [of_class["label"] for of_class in result["classes"]] == list(names)
+
+
+def test_the_worst_mistakes_come_in_order() -> None:
+    predicted = [0, 1, 2, 3, 4, 5]
+    shares = [0.99, 0.6, 0.9, 0.6, 0.8, 0.95]
+    labels = torch.tensor([0, 9, 9, 9, 4, 9])  # the first and the fifth are right
+    logits = logits_for(predicted, shares)
+    assert metrics.worst_mistakes(labels, logits, 25).tolist() == [5, 2, 1, 3]
+    assert metrics.worst_mistakes(labels, logits, 2).tolist() == [5, 2]
+
+
+def test_mistakes_that_round_to_certainty_are_told_apart() -> None:
+    """In float32 both confidences are 1."""
+    logits = torch.zeros(2, 10)
+    logits[0, 3], logits[1, 3] = 25, 30
+    assert metrics.worst_mistakes(torch.tensor([0, 0]), logits, 25).tolist() == [1, 0]
+
+
+def test_equal_mistakes_keep_their_order() -> None:
+    logits = logits_for([3] * 1000, [0.5] * 1000)
+    found = metrics.worst_mistakes(torch.zeros(1000, dtype=torch.int64), logits, 25)
+    assert found.tolist() == list(range(25))
+
+
+def test_no_mistakes() -> None:
+    found = metrics.worst_mistakes(torch.tensor([4]), logits_for([4], [0.5]), 25)
+    assert (found.tolist(), found.dtype) == ([], torch.int64)
+
+
+def test_slow_imports_wait_until_they_are_needed() -> None:
+    slow = "{'sklearn', 'scipy', 'matplotlib'} & sys.modules.keys()"
+    code = f"import sys, trainer.metrics, trainer.report; sys.exit(str({slow} or ''))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stderr.strip()) == (1, "")

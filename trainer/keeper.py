@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from serve_cli.errors import CheckFailed, InputError
 from serve_cli.process import LAUNCHED, complain
@@ -54,10 +55,8 @@ class Keeper:
             raise CheckFailed(
                 f"training diverged: after step {self.learner.step} some weights are not finite; lower --lr"
             )
-        losses = self.accelerator.reduce(self.course.losses, "sum")
-        is_first = self.accelerator.is_main_process
-        self.course.losses = losses if is_first else torch.zeros_like(losses)
-        if is_first:
+        self._hold(self.accelerator.reduce(self.course.losses, "sum"))
+        if self.accelerator.is_main_process:
             self.writing = self.writer.submit(self._write, self._checkpoint(), self.course.best)
 
     def settle(self) -> None:
@@ -85,10 +84,8 @@ class Keeper:
             Epoch(**{**epoch, "validation": Evaluation(**epoch["validation"])}) for epoch in state["epochs"]
         ]
         self.course.seconds = state["seconds"]
-        losses = torch.tensor(
-            saved.training[LOSSES], dtype=sum_dtype(self.accelerator.device), device=self.accelerator.device
-        )
-        self.course.losses = losses if self.accelerator.is_main_process else torch.zeros_like(losses)
+        device = self.accelerator.device
+        self._hold(torch.tensor(saved.training[LOSSES], dtype=sum_dtype(device), device=device))
         changed = [
             f"{name} {state['environment'][name]}, now {now}"
             for name, now in self._environment().items()
@@ -121,6 +118,10 @@ class Keeper:
         return (
             f"the last checkpoint is {self.root / checkpoint.folder_name(saved.step)}, --resume goes on there"
         )
+
+    def _hold(self, losses: Tensor) -> None:
+        """Leave `losses`, summed over the processes, to the first of them, so that they are counted once."""
+        self.course.losses = losses if self.accelerator.is_main_process else torch.zeros_like(losses)
 
     def _write(self, moment: Checkpoint, best: Epoch | None) -> None:
         checkpoint.write(self.root, moment)

@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from rich.progress import Progress
@@ -19,6 +18,7 @@ from serve_cli.errors import CheckFailed
 from trainer.augmentation import distort, draw
 from trainer.data import Split
 from trainer.evaluation import Evaluation, evaluate
+from trainer.generator import generator
 from trainer.learner import Learner
 from trainer.model import Normalize
 from trainer.signals import ASK_TO_STOP, Stopped, StopRequest
@@ -207,5 +207,4 @@ def sum_dtype(device: torch.device) -> torch.dtype:
 
 def sample_order(samples: int, seed: int, epoch: int) -> Tensor:
     """The order of an epoch's samples, int64 [samples]: it depends on seed and epoch alone."""
-    state = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
-    return torch.randperm(samples, generator=torch.Generator().manual_seed(int(state[0] >> 1)))
+    return torch.randperm(samples, generator=generator(seed, epoch))

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from serve_cli.errors import InputError
 from serve_cli.spec import ARTIFACT_FILES, ARTIFACT_FOLDER
 from trainer import checkpoint
-from trainer.staging import fsync, write_file
+from trainer.staging import foreign_file, fsync, write_file
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -40,7 +40,7 @@ OURS = re.compile(
         [
             *(re.escape(name) + r"(\.tmp)?" for name in FILES),
             *(re.escape(f"{ARTIFACT_FOLDER}/{name}") for name in ARTIFACT_FILES),
-            rf"{CHECKPOINTS}/((damaged-)?step-\d+|\.step-[^/]*)(/(new|old))?/({CHECKPOINT_FILES})",
+            rf"{CHECKPOINTS}/{checkpoint.ANY_NAME}(/(new|old))?/({CHECKPOINT_FILES})",
             rf"{TENSORBOARD}/(.*/)?(events\.out\.tfevents\.[^/]*|hparams\.yml)",
         ]
     )
@@ -152,10 +152,8 @@ def _refuse_foreign(output: Path) -> None:
         return
     if not output.is_dir():
         raise InputError(f"{output} is no folder, so it is not ours to write into: name another --output")
-    for path in output.rglob("*"):
-        name = path.relative_to(output).as_posix()
-        if (path.is_symlink() or not path.is_dir()) and not OURS.fullmatch(name):
-            raise InputError(f"{output} holds {name}, so it is not ours to write into: name another --output")
+    if (name := foreign_file(output, OURS.fullmatch)) is not None:
+        raise InputError(f"{output} holds {name}, so it is not ours to write into: name another --output")
 
 
 def _refuse_existing(output: Path, standing: Standing, *, overwrite: bool, resume: bool) -> None:
@@ -206,7 +204,7 @@ def _recover(output: Path, *, resume: bool) -> None:
 
 def _undo_without_checkpoint(output: Path) -> None:
     """Remove a run that has neither checkpoint nor report, and bring back what it was to replace."""
-    if (output / REPORT).exists() or any((output / CHECKPOINTS).glob("step-*")):
+    if (output / REPORT).exists() or checkpoint.folders(output / CHECKPOINTS):
         return
     if (output / CONFIG).exists():
         _remove_ours(output)

@@ -113,24 +113,27 @@ def test_overwrite_keeps_the_old_run_until_the_new_one_is_finished(tmp_path: Pat
     assert not any(name.startswith((".replaced", "artifact")) for name in content(output))
 
 
-def test_an_overwrite_that_fails_early_brings_the_old_run_back(tmp_path: Path) -> None:
-    output = tmp_path / "run"
+def fail_over_a_finished_run(output: Path, *, saves: bool) -> dict[str, bytes]:
+    """Overwrite a finished run with one that fails; return what the finished one held."""
     make(output, 1)
     old = content(output)
     with pytest.raises(RuntimeError), open_run(output, overwrite=True, resume=False):  # noqa: PT012
         begin(output, {"seed": 2}, overwrite=True)
+        if saves:
+            save(output, 1)
         raise RuntimeError
+    return old
+
+
+def test_an_overwrite_that_fails_early_brings_the_old_run_back(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    old = fail_over_a_finished_run(output, saves=False)
     assert content(output) == old
 
 
 def test_an_overwrite_that_fails_later_can_go_on_and_keeps_the_old_run(tmp_path: Path) -> None:
     output = tmp_path / "run"
-    make(output, 1)
-    old = content(output)
-    with pytest.raises(RuntimeError), open_run(output, overwrite=True, resume=False):  # noqa: PT012
-        begin(output, {"seed": 2}, overwrite=True)
-        save(output, 1)
-        raise RuntimeError
+    old = fail_over_a_finished_run(output, saves=True)
     assert content(output / ".replaced") == old
     with open_run(output, overwrite=True, resume=False):  # over the unfinished one: the finished one is kept
         begin(output, {"seed": 3}, overwrite=True)

@@ -1,69 +1,173 @@
-"""The proof of an export: the file gives PyTorch's answers on real digits, at every batch size."""
+"""The proof of an export: PyTorch's answers on real digits, at every batch size, in every engine."""
 
+import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from export.convert import Runner
+from export.format import Runner
 from serve_cli.errors import CheckFailed
 from serve_cli.runtime import Prediction
+from serve_cli.spec import IMAGE_SIZE
 
 TOLERANCE = 1e-4
 """Largest absolute difference allowed, of a logit and of a probability."""
 
-BATCH_SIZES = (1, 2, 7, 64, 256)
+BATCH_SIZES = (0, 1, 2, 7, 64, 256)
+
+LOWEST_AGREEMENT = 0.998
+"""Share of the labels that a quantized file must leave as they are."""
+
+LARGEST_LOSS = 0.001
+"""How far (0 to 1) the accuracy of a quantized file may be from PyTorch's."""
+
+OVERHEAD = 20_000
+"""Bytes that a quantized file may have beyond one a parameter: 130 kB for the tutorial's net."""
+
+NOISE_PICTURES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Questions:
+    """What is asked of every file: test digits with their labels, then edge pictures, which have none.
+
+    `images` uint8 [N + E, 28, 28], `labels` int64 [N]; `reference` is PyTorch's answer to all `images`.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    reference: Prediction
+
+    def accuracy(self, answer: Prediction) -> float:
+        """Share (0 to 1) of the test digits that `answer` has right."""
+        return float((answer.logits[: len(self.labels)].argmax(axis=1) == self.labels).mean())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
-    """How far a file is from PyTorch, at worst over all samples and batch sizes.
+    """How far a file is from PyTorch, at worst over all pictures, batch sizes and engines.
 
-    `argmax_flips` counts the samples whose label differs at any batch size.
+    `argmax_flips` counts the test digits whose label differs in any of them, `agreement` is the share (0 to
+    1) of the others, `edge_flips` counts the edge pictures. `engines` has the largest difference of a logit
+    in each. `accuracy` is the file's own on the `samples` test digits, at worst. `tolerance` is what a replay
+    of the test vectors may differ by, in a logit.
     """
 
     max_abs_logit_diff: float
     max_abs_probability_diff: float
     argmax_flips: int
     samples: int
-    batch_sizes: tuple[int, ...] = BATCH_SIZES
-    tolerance: float = TOLERANCE
+    agreement: float
+    edge_flips: int
+    edge_pictures: int
+    accuracy: float
+    reference_accuracy: float
+    engines: Mapping[str, float]
+    tolerance: float
+    batch_sizes: tuple[int, ...]
 
-    def require(self, name: str) -> None:
+    def require_equal(self, name: str) -> None:
         """Raise unless the file called `name` is as good as PyTorch.
 
         Raises:
             CheckFailed: a difference above the tolerance, or a different label.
         """
         worst = max(self.max_abs_logit_diff, self.max_abs_probability_diff)
-        if self.argmax_flips or not worst <= TOLERANCE:
+        flips = self.argmax_flips + self.edge_flips
+        if flips or not worst <= TOLERANCE:
             raise CheckFailed(
                 f"{name} differs from PyTorch by up to {self.max_abs_logit_diff:.3g} in a logit and "
                 f"{self.max_abs_probability_diff:.3g} in a probability (allowed: {TOLERANCE:g}), "
-                f"{self.argmax_flips} of {self.samples:,} labels differ: nothing was published"
+                f"{flips} of {self.samples + self.edge_pictures:,} labels differ: nothing was published"
+            )
+
+    def require_close(self, name: str, size: int, parameters: int) -> None:
+        """Raise unless the quantized file called `name` reads as well as PyTorch and is small.
+
+        `size` is in bytes, `parameters` the number of the net's.
+
+        Raises:
+            CheckFailed: the accuracy, the labels or the size are out of bounds.
+        """
+        loss = round(abs(self.reference_accuracy - self.accuracy), 9)  # a digit in 1,000 is 0.001, not more
+        if (
+            not math.isfinite(self.max_abs_logit_diff)
+            or loss > LARGEST_LOSS
+            or self.agreement < LOWEST_AGREEMENT
+        ):
+            raise CheckFailed(
+                f"{name} has {self.accuracy:.2%} of the test digits right and PyTorch "
+                f"{self.reference_accuracy:.2%} (allowed: {LARGEST_LOSS:.1%} apart), {self.agreement:.2%} of "
+                f"the labels agree (at least {LOWEST_AGREEMENT:.1%}): nothing was published"
+            )
+        if size > parameters + OVERHEAD:
+            raise CheckFailed(
+                f"{name} has {size:,} bytes, allowed are {parameters + OVERHEAD:,}: nothing was published"
             )
 
 
-def measure(run: Runner, images: np.ndarray, reference: Prediction) -> Parity:
-    """Compare `run` on uint8 `images` [N, 28, 28] with what PyTorch said of them."""
-    logit_diff = probability_diff = 0.0
-    flipped = np.zeros(len(images), bool)
-    for batch_size in BATCH_SIZES:
-        found = run(images, batch_size)
-        logit_diff = _worse(logit_diff, found.logits, reference.logits)
-        probability_diff = _worse(probability_diff, found.probabilities, reference.probabilities)
-        flipped |= found.logits.argmax(axis=1) != reference.logits.argmax(axis=1)
+def edge_pictures() -> np.ndarray:
+    """Pictures that no test set holds, uint8 [E, 28, 28]: black, white, one pixel, noise."""
+    black = np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+    corner, middle = black.copy(), black.copy()
+    corner[0, 0] = 255
+    middle[IMAGE_SIZE // 2, IMAGE_SIZE // 2] = 1
+    noise = np.random.default_rng(0).integers(0, 256, (NOISE_PICTURES, *black.shape), np.uint8)
+    return np.stack([black, ~black, corner, middle, *noise])
+
+
+def measure(
+    engines: Mapping[str, Runner],
+    questions: Questions,
+    *,
+    quantized: bool,
+    batch_sizes: tuple[int, ...] = BATCH_SIZES,
+) -> Parity:
+    """Compare what each of `engines` answers with what PyTorch said.
+
+    A `quantized` file is compared on the test digits alone, for edge pictures lie outside of what it was
+    calibrated on. On another processor it may round an activation the other way, so that a replay may differ
+    by twice what is found here.
+    """
+    reference = questions.reference
+    samples = len(questions.labels)
+    compared = samples if quantized else len(questions.images)
+    diffs = dict.fromkeys(engines, 0.0)
+    probability_diff, accuracy = 0.0, 1.0
+    flipped = np.zeros(compared, bool)
+    for (name, run), batch_size in itertools.product(engines.items(), batch_sizes):
+        count = compared if batch_size else 0
+        found = run(questions.images[:count], batch_size or 1)
+        diff = _largest(found.logits, reference.logits[:count])
+        diffs[name] = max(diffs[name], diff)
+        probability_diff = max(
+            probability_diff, _largest(found.probabilities, reference.probabilities[:count])
+        )
+        if count and math.isfinite(diff):
+            flipped |= found.logits.argmax(axis=1) != reference.logits[:count].argmax(axis=1)
+            accuracy = min(accuracy, questions.accuracy(found))
+    worst, flips = max(diffs.values()), int(flipped[:samples].sum())
     return Parity(
-        max_abs_logit_diff=logit_diff,
+        max_abs_logit_diff=worst,
         max_abs_probability_diff=probability_diff,
-        argmax_flips=int(flipped.sum()),
-        samples=len(images),
+        argmax_flips=flips,
+        samples=samples,
+        agreement=1 - flips / samples,
+        edge_flips=int(flipped[samples:].sum()),
+        edge_pictures=compared - samples,
+        accuracy=accuracy,
+        reference_accuracy=questions.accuracy(reference),
+        engines=diffs,
+        tolerance=2 * worst if quantized else TOLERANCE,
+        batch_sizes=batch_sizes,
     )
 
 
-def _worse(so_far: float, found: np.ndarray, expected: np.ndarray) -> float:
-    """The larger of `so_far` and the largest difference; NaN or another shape counts as infinite."""
+def _largest(found: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference; NaN or another shape counts as infinite."""
     if found.shape != expected.shape:
         return math.inf
-    diff = np.abs(found.astype(np.float64) - expected).max(initial=0.0)
-    return max(so_far, float(diff)) if np.isfinite(diff) else math.inf
+    diff = float(np.abs(found.astype(np.float64) - expected).max(initial=0.0))
+    return diff if math.isfinite(diff) else math.inf

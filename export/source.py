@@ -8,20 +8,26 @@ from typing import Any
 
 from export.weights import load_net
 from serve_cli.errors import InputError
+from serve_cli.spec import STATE_DICT
 from trainer import run_directory
 from trainer.config import TrainConfig
+from trainer.data import DIGITS
 from trainer.model import MLP, DeployedModel, Normalize
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A trained net with its normalisation, and what is known of its training (empty for a bare file)."""
+    """A trained net with its normalisation, its labels, and what is known of its training.
+
+    Of a bare file nothing is known: `training` is empty, and the labels are the digits.
+    """
 
     folder: Path
     net: MLP
     mean: float
     std: float
     dataset: str
+    labels: tuple[int | str, ...]
     training: Mapping[str, Any]
     state_dict_sha256: str
 
@@ -38,11 +44,11 @@ def read_source(path: Path, *, dataset: str | None, mean: float | None, std: flo
     Raises:
         InputError: nothing to export there, damaged, or a setting given that the run already has.
     """
-    weights = path / run_directory.WEIGHTS if path.is_dir() else path
+    weights = path / STATE_DICT if path.is_dir() else path
     if not weights.is_file():
         raise InputError(f"no such file: {weights}; name a run directory or a saved state_dict")
     run = weights.parent
-    if weights.name == run_directory.WEIGHTS and (run / run_directory.REPORT).is_file():
+    if weights.name == STATE_DICT and (run / run_directory.REPORT).is_file():
         if (dataset, mean, std) != (None, None, None):
             raise InputError(f"{run} is a run and says its own dataset, mean and std: leave those flags out")
         return _of_run(run, weights)
@@ -53,7 +59,7 @@ def read_source(path: Path, *, dataset: str | None, mean: float | None, std: flo
     tutorial = TrainConfig()
     given = {"dataset": dataset or tutorial.dataset, "mean": mean, "std": std}
     config = TrainConfig.from_recipe(tutorial.recipe, **given)
-    return _source(weights, config, training={})
+    return _source(weights, config, DIGITS, training={})
 
 
 def _of_run(run: Path, weights: Path) -> Source:
@@ -62,10 +68,10 @@ def _of_run(run: Path, weights: Path) -> Source:
     training = {
         "recipe": config.recipe,
         "config": config.to_dict(),
+        "dataset": config.dataset,
         "dataset_sha256": report["dataset"]["train_sha256"],
-        "metrics": report["test"],
     }
-    source = _source(weights, config, training)
+    source = _source(weights, config, tuple(report["dataset"]["labels"]), training)
     if source.state_dict_sha256 != report["weights_sha256"]:
         raise InputError(
             f"{weights} is not the file that report.json speaks of: train again, or export it alone"
@@ -77,13 +83,16 @@ def _of_run(run: Path, weights: Path) -> Source:
     return source
 
 
-def _source(weights: Path, config: TrainConfig, training: Mapping[str, Any]) -> Source:
+def _source(
+    weights: Path, config: TrainConfig, labels: tuple[int | str, ...], training: Mapping[str, Any]
+) -> Source:
     return Source(
         folder=weights.parent,
         net=load_net(weights),
         mean=config.mean,
         std=config.std,
         dataset=config.dataset,
+        labels=labels,
         training=training,
         state_dict_sha256=hashlib.sha256(weights.read_bytes()).hexdigest(),
     )

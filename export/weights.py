@@ -1,75 +1,46 @@
 """Reading a state_dict that somebody saved: tensors only, every key and shape checked."""
 
-import pickle
 import re
-import warnings
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from export.archive import ADVICE, Refused, read_state, shown
 from serve_cli.errors import InputError
+from serve_cli.model_file import MAX_BYTES, read_bytes
 from trainer.model import MLP
 
 WRAPPERS = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before each key."""
 
-ADVICE = "save it with torch.save(model.state_dict(), PATH)"
-
 
 def load_net(path: Path) -> MLP:
     """Read a state_dict with keys fc1.weight, fc1.bias, ... and return its net; hidden sizes come from it.
 
-    Code inside the file is never run: only tensors are read.
+    The content, not the name, says whether torch.save or safetensors wrote it. Code inside the file is never
+    run, and the file is read once.
 
     Raises:
         InputError: unreadable, not a state_dict, or a key or shape that does not fit; the key is named.
     """
     state = _read(path)
-    net = MLP(_hidden_sizes(state, path))
+    with torch.device("meta"):  # sizes come from the file: no memory before they have been checked
+        net = MLP(_hidden_sizes(state, path))
     _check(state, net.state_dict(), path)
-    net.load_state_dict(state)
+    net.to_empty(device="cpu").load_state_dict(state)
     return net.eval()
 
 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
-        with path.open("rb") as stream, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's own about TorchScript archives: we refuse them below
-            state: Any = torch.load(stream, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    except Exception as error:  # torch.load raises eight kinds on damaged files
-        raise InputError(f"{path} is refused, {_why(error)}: {ADVICE}") from error
-    if not isinstance(state, dict):
-        raise InputError(f"{path} holds a {type(state).__name__}, not a state_dict: {ADVICE}")
-    if others := [key for key, value in state.items() if not (isinstance(key, str) and _is_plain(value))]:
-        raise InputError(f"{path} is not a state_dict, key {others[0]} holds no plain tensor: {ADVICE}")
+        state = read_state(read_bytes(path))
+    except Refused as error:
+        raise InputError(f"{path} is refused, {error}") from error
+    if others := [key for key, value in state.items() if not isinstance(value, Tensor)]:
+        raise InputError(f"{path} is not a state_dict, key {shown(others[0])} holds no tensor: {ADVICE}")
     return state
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether `value` is an ordinary tensor whose memory is all there: not sparse, not meta, not expanded."""
-    return (
-        isinstance(value, Tensor)
-        and not value.is_nested
-        and value.layout == torch.strided
-        and value.device.type == "cpu"
-        and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
-    )
-
-
-def _why(error: Exception) -> str:
-    """Torch's reason in a few words; its own text is a page long and advises to switch the check off."""
-    if isinstance(error, pickle.UnpicklingError):
-        name = re.search(r"GLOBAL ([\w.]+)", str(error))
-        return (
-            f"it holds more than tensors ({name[1] if name else 'objects'}) and code in a file is never run"
-        )
-    if "TorchScript" in str(error):
-        return "it is a TorchScript archive, not a state_dict"
-    return "it is damaged or not a state_dict"
 
 
 def _hidden_sizes(state: dict[str, Tensor], path: Path) -> tuple[int, ...]:
@@ -86,7 +57,7 @@ def _hidden_sizes(state: dict[str, Tensor], path: Path) -> tuple[int, ...]:
     sizes = []
     for layer in range(1, max(layers)):
         known = [state[key] for key in (f"fc{layer}.weight", f"fc{layer}.bias") if key in state]
-        if not known or known[0].ndim == 0 or known[0].shape[0] == 0:
+        if not known or known[0].ndim == 0 or known[0].numel() == 0:
             raise InputError(f"{path} lacks key fc{layer}.weight, or it is empty: {ADVICE}")
         sizes.append(known[0].shape[0])
     return tuple(sizes)
@@ -94,9 +65,11 @@ def _hidden_sizes(state: dict[str, Tensor], path: Path) -> tuple[int, ...]:
 
 def _check(state: dict[str, Tensor], expected: dict[str, Tensor], path: Path) -> None:
     if missing := sorted(expected.keys() - state.keys()):
-        raise InputError(f"{path} lacks key {', '.join(missing)}: {ADVICE}")
+        raise InputError(f"{path} lacks key {_some(missing)}: {ADVICE}")
     if extra := sorted(state.keys() - expected.keys()):
-        raise InputError(f"{path} has unexpected key {_some(extra)}: expected only {', '.join(expected)}")
+        raise InputError(f"{path} has unexpected key {_some(extra)}: expected only {_some(expected)}")
+    if sum(wanted.nbytes for wanted in expected.values()) > MAX_BYTES:  # tensors in a file may share memory
+        raise InputError(f"{path} stands for more than {MAX_BYTES // 1024**2} MiB of weights: {ADVICE}")
     for key, wanted in expected.items():
         found = state[key]
         if found.shape != wanted.shape or found.dtype != wanted.dtype:
@@ -108,6 +81,6 @@ def _check(state: dict[str, Tensor], expected: dict[str, Tensor], path: Path) ->
             raise InputError(f"{path}: key {key} holds NaN or infinite values: train again")
 
 
-def _some(keys: Any) -> str:
-    names = sorted(map(str, keys))
+def _some(keys: Iterable[str]) -> str:
+    names = sorted(map(shown, keys))
     return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "") if names else "no keys at all"

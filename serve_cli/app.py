@@ -15,12 +15,18 @@ from serve_cli import process
 from serve_cli.errors import InputError, MnistError, NotSure
 from serve_cli.spec import MODEL_FILES
 
-# Commands of the training half, by name only: their modules are imported when somebody asks for them.
-LAZY_COMMANDS = {"train": "trainer.main", "export": "export.main"}
+# Commands in modules of their own, by name only: those of the training half may not be there, and each is
+# imported when somebody asks for it.
+LAZY_COMMANDS = {
+    "train": "trainer.main",
+    "export": "export.main",
+    "verify": "serve_cli.verify",
+    "evaluate": "serve_cli.evaluate",
+}
 
 
 class Commands(TyperGroup):
-    """The commands of this module and, loaded on demand, those of the training half."""
+    """The commands of this module and, loaded on demand, those of others."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """All names, in the order of the work: train, export, then the rest."""
@@ -131,7 +137,7 @@ def info(
     """
     from serve_cli.model_file import find_model, read_contract
 
-    path = find_model(model, tuple(MODEL_FILES))
+    path = find_model(model, [file.name for file in MODEL_FILES.values()])
     contract = read_contract(path)
     if as_json:
         typer.echo(contract.to_json())

@@ -1,58 +1,154 @@
-"""Finding a model and reading what it says about itself, without loading it."""
+"""Finding a model, reading its bytes, and reading what it says about itself, without loading it."""
 
+import hashlib
+import io
+import json
+import stat
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from serve_cli.errors import InputError
-from serve_cli.spec import ARTIFACT_FOLDER, METADATA_KEY, MODEL_FILES, Contract
+from serve_cli.onnx_file import Unfit, check_digest, read_metadata
+from serve_cli.spec import ARTIFACT_FILE, ARTIFACT_FOLDER, METADATA_KEY, MODEL_FILES, Contract
+
+MAX_BYTES = 64 * 1024**2
+"""Size of the largest file that is read: a net of 16 million parameters."""
+
+ONNX_FILES = (MODEL_FILES["onnx"].name, MODEL_FILES["onnx-int8"].name)
+"""What the base install runs, in the order in which a directory is searched."""
+
+ZIP_MAGIC = b"PK\x03\x04"
 
 
-def find_model(path: Path, formats: Sequence[str] = ("onnx",)) -> Path:
+def find_model(path: Path, names: Sequence[str] = ONNX_FILES) -> Path:
     """Return the model file that `path` stands for: a file, an artifact directory or a run directory.
 
-    In a directory the first of `formats` that is there counts.
+    In a directory the first of `names` that is there counts.
 
     Raises:
         InputError: there is no such model.
     """
     try:
-        if path.is_file():
+        is_folder = path.is_dir()
+        if not is_folder and path.exists():
             return path
     except OSError as error:
         raise InputError(f"cannot read model {path}: {error.strerror}") from error
-    names = [MODEL_FILES[name] for name in formats]
     for folder in (path, path / ARTIFACT_FOLDER):
         for name in names:
             if (folder / name).is_file():
                 return folder / name
-    if path.is_dir():
-        advice = f"make one with mnist export --format {formats[0]}"
-        raise InputError(f"{path} holds no {' or '.join(names)}: {advice}")
+    if is_folder:
+        raise InputError(f"{path} holds no {' or '.join(names)}: make one with mnist export")
     raise InputError(f"no such model: {path}; make one with mnist train and mnist export")
 
 
-def read_contract(path: Path) -> Contract:
-    """Read the contract of an ONNX or TorchScript file, with the base install alone.
+def read_bytes(path: Path) -> bytes:
+    """Read a whole file of at most MAX_BYTES.
 
     Raises:
-        InputError: the file carries no contract that this version understands.
+        InputError: it cannot be read, is too large, or is not a regular file.
     """
-    if zipfile.is_zipfile(path):
-        return Contract.from_json(_extra_file(path), path)
-    from serve_cli.runtime import Predictor  # onnxruntime takes 0.2 s to import
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise InputError(f"{path} is not a regular file: name a model file, an artifact or a run")
+        with path.open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    if len(data) > MAX_BYTES:
+        raise InputError(f"{path} has more than {MAX_BYTES // 1024**2} MiB, more than any model of ours")
+    return data
 
-    return Predictor(path).contract
+
+def read_model(path: Path) -> bytes:
+    """Read a model file and, where it lies in an artifact directory, compare it with the hash stated there.
+
+    Raises:
+        InputError: it cannot be read, or is not what was exported.
+    """
+    data = read_bytes(path)
+    expected = stated_hash(path)
+    if expected is not None and hashlib.sha256(data).hexdigest() != expected:
+        raise InputError(f"{path} is not the file that {ARTIFACT_FILE} speaks of: export the model again")
+    return data
 
 
-def _extra_file(path: Path) -> bytes:
-    """The contract inside a PyTorch zip archive, where torch.jit.save put it."""
+def stated_hash(path: Path) -> str | None:
+    """The SHA-256 that artifact.json states of `path`; None where there is none.
+
+    Raises:
+        InputError: artifact.json is damaged.
+    """
+    folder = path.absolute().parent
+    for root, name in ((folder, path.name), (folder.parent, f"{folder.name}/{path.name}")):
+        if (root / ARTIFACT_FILE).is_file():
+            file = read_inventory(root)["files"].get(name)
+            return file["sha256"] if file else None
+    return None
+
+
+def read_inventory(folder: Path) -> dict[str, Any]:
+    """The content of an artifact directory's artifact.json: `contract`, and `files` with bytes and sha256.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    path = folder / ARTIFACT_FILE
+    try:
+        inventory: dict[str, Any] = json.loads(read_bytes(path))
+        for file in inventory["files"].values():
+            if not (isinstance(file["sha256"], str) and isinstance(file["bytes"], int)):
+                raise ValueError("a file without hash or size")
+        inventory["contract"].items()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path} is damaged ({error!r}): export the model again") from error
+    return inventory
+
+
+def read_contract(path: Path) -> Contract:
+    """Read the contract of a model file of any format, with the base install alone.
+
+    Raises:
+        InputError: the file carries no contract that this version understands, or is damaged.
+    """
+    return parse_contract(read_model(path), path)
+
+
+def parse_contract(model: bytes, path: Path) -> Contract:
+    """The contract in the bytes of a model file; `path` is for errors.
+
+    Raises:
+        InputError: it carries none that this version understands, or is damaged.
+    """
+    text = _extra_file(model, path) if model.startswith(ZIP_MAGIC) else _onnx_metadata(model, path)
+    if text is None:
+        raise InputError(
+            f"{path} carries no {METADATA_KEY} contract, so its input is unknown: make it with mnist export"
+        )
+    return Contract.from_json(text, path)
+
+
+def _onnx_metadata(model: bytes, path: Path) -> str | None:
+    try:
+        metadata = read_metadata(model)
+        if METADATA_KEY in metadata:
+            check_digest(model, metadata)
+    except Unfit as error:
+        raise InputError(f"{path} cannot be used, {error}: make one with mnist export") from error
+    return metadata.get(METADATA_KEY)
+
+
+def _extra_file(model: bytes, path: Path) -> bytes | None:
+    """The contract inside a PyTorch zip archive, where torch.jit.save and torch.export.save put it."""
     suffix = f"/extra/{METADATA_KEY}.json"
     try:
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                if name.endswith(suffix):
-                    return archive.read(name)
+        with zipfile.ZipFile(io.BytesIO(model)) as archive:
+            for entry in archive.infolist():
+                if entry.filename.endswith(suffix) and entry.file_size <= len(model):
+                    return archive.read(entry)
     except Exception as error:  # zlib.error, RuntimeError for encryption, NotImplementedError, ...
         raise InputError(f"{path} is damaged ({error}): export the model again") from error
-    raise InputError(f"{path} carries no {METADATA_KEY} contract: make it with mnist export")
+    return None

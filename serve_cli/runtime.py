@@ -9,7 +9,9 @@ import numpy as np
 import onnxruntime as ort
 
 from serve_cli.errors import InputError
-from serve_cli.spec import IMAGE_SIZE, INPUT, METADATA_KEY, OUTPUTS, Contract
+from serve_cli.model_file import ZIP_MAGIC, parse_contract, read_model
+from serve_cli.onnx_file import Unfit, check_graph
+from serve_cli.spec import IMAGE_SIZE, INPUT, OUTPUTS
 
 CHUNK = 256
 """Images a call of the session: larger batches are slower for a net of this size."""
@@ -32,8 +34,12 @@ class Predictor:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._session = _open_session(path)
-        self.contract = _read_contract(self._session, path)
+        model = read_model(path)
+        if model.startswith(ZIP_MAGIC):
+            raise InputError(f"{path} is a PyTorch file, not ONNX: make one with mnist export --format onnx")
+        self.contract = parse_contract(model, path)
+        self.labels = self.contract.labels
+        self._session = _open_session(model, path)
         _check_signature(self._session, path)
 
     def predict(self, images: np.ndarray, *, batch_size: int = CHUNK) -> Prediction:
@@ -41,6 +47,7 @@ class Predictor:
 
         Raises:
             ValueError: another dtype or shape.
+            InputError: the model cannot compute it, though its contract says so.
         """
         if images.dtype != np.uint8 or images.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE):
             raise ValueError(f"images must be uint8 [N, 28, 28], not {images.dtype} {list(images.shape)}")
@@ -50,7 +57,12 @@ class Predictor:
 
     def _run(self, images: np.ndarray) -> list[np.ndarray]:
         names = [output["name"] for output in OUTPUTS]
-        outputs: list[np.ndarray] = self._session.run(names, {INPUT["name"]: images})
+        try:
+            outputs: list[np.ndarray] = self._session.run(names, {INPUT["name"]: images})
+        except Exception as error:  # onnxruntime's exceptions have no common base
+            raise InputError(
+                f"{self.path} fails on {len(images)} images ({_reason(error)}): export the model again"
+            ) from error
         return outputs
 
 
@@ -59,38 +71,27 @@ def _chunks(images: np.ndarray, size: int) -> Iterator[np.ndarray]:
         yield images[start : start + size]
 
 
-def _open_session(path: Path) -> Any:
-    try:
-        model = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read model {path}: {error.strerror}") from error
-    if model.startswith(b"PK"):
-        raise InputError(f"{path} is a PyTorch file, not ONNX: make one with mnist export --format onnx")
+def _open_session(model: bytes, path: Path) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1  # fastest for this net, and it does not spin
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # what is wrong with a file is ours to say
     try:
+        check_graph(model)
         # From bytes: a model can then not make the runtime open any other file.
         # Its fallback would try again, and print about that on stdout.
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+    except Unfit as error:
+        raise InputError(f"{path} is not run, {error}: make one with mnist export") from error
     except Exception as error:  # onnxruntime's exceptions have no common base
-        reason = str(error).rpartition(" : ")[2].partition("\n")[0]
         raise InputError(
-            f"{path} is not an ONNX model that can be run ({reason}): make one with mnist export"
+            f"{path} is not an ONNX model that can be run ({_reason(error)}): make one with mnist export"
         ) from error
 
 
-def _read_contract(session: Any, path: Path) -> Contract:
-    try:
-        metadata = session.get_modelmeta().custom_metadata_map
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is damaged (its metadata is no text): export the model again") from error
-    if METADATA_KEY not in metadata:
-        raise InputError(
-            f"{path} carries no {METADATA_KEY} contract, so its input is unknown: make it with mnist export"
-        )
-    return Contract.from_json(metadata[METADATA_KEY], path)
+def _reason(error: Exception) -> str:
+    """What onnxruntime says, without its codes and its source lines."""
+    return str(error).rpartition(" : ")[2].partition("\n")[0]
 
 
 def _check_signature(session: Any, path: Path) -> None:

@@ -14,18 +14,49 @@ from serve_cli.errors import InputError
 
 FORMAT_VERSION = 1
 METADATA_KEY = "mnist_toolkit"
-"""Key of the contract's JSON in the ONNX metadata; with `.json`, the extra file in TorchScript."""
+"""Key of the contract's JSON in the ONNX metadata; with `.json`, the extra file of PyTorch's formats."""
 
 IMAGE_SIZE = 28
 CLASSES = 10
 
-MODEL_FILES = {"onnx": "model.onnx", "torchscript": "model.torchscript.pt"}
-"""File name in an artifact directory, by export format."""
+
+@dataclass(frozen=True)
+class ModelFile:
+    """What an export format leaves in an artifact directory: its file, and what it is good for."""
+
+    name: str
+    about: str
+
+
+MODEL_FILES = {
+    "onnx": ModelFile("model.onnx", "float32, for onnxruntime and every other ONNX engine"),
+    "onnx-int8": ModelFile("model.int8.onnx", "the same in 8-bit integers, a quarter of the size"),
+    "torchscript": ModelFile("model.torchscript.pt", "for C++ and old PyTorch; PyTorch deprecates it"),
+    "pt2": ModelFile("model.pt2", "torch.export, for the PyTorch that wrote it and near ones"),
+}
+"""The export formats, by name; what a directory is asked for, the first that it has."""
+
+STATE_DICT = "mnist_model.pth"
+"""The tutorial's own file, in a run directory."""
 
 ARTIFACT_FILE = "artifact.json"
 PARITY_FILE = "parity.json"
-ARTIFACT_FILES = frozenset({*MODEL_FILES.values(), ARTIFACT_FILE, PARITY_FILE})
+MODEL_CARD = "MODEL_CARD.md"
+
+VECTORS = "test_data_set_0"
+VECTOR_INPUT = f"{VECTORS}/input_0.pb"
+VECTOR_OUTPUTS = (f"{VECTORS}/output_0.pb", f"{VECTORS}/output_1.pb")
+"""Test vectors in the layout of the ONNX project: one file an input, one an output, in the graph's order."""
+
+ARTIFACT_FILES = (
+    *(file.name for file in MODEL_FILES.values()),
+    *(ARTIFACT_FILE, PARITY_FILE, MODEL_CARD),
+    *(VECTOR_INPUT, *VECTOR_OUTPUTS),
+)
 """All files of an artifact directory."""
+
+MODEL_NAME = "mnist"
+"""What an inference server calls the model, and its folder in a Triton repository."""
 
 ARTIFACT_FOLDER = "artifact"
 """Where an export lies inside a run directory unless --output says otherwise."""
@@ -34,7 +65,7 @@ INPUT: dict[str, Any] = {
     "name": "image",
     "dtype": "uint8",
     "shape": ["N", IMAGE_SIZE, IMAGE_SIZE],
-    "meaning": "0 is background, 255 is ink: white on black, as MNIST stores a digit",
+    "polarity": "white ink on black, as MNIST stores a digit: 0 is background, 255 is ink",
 }
 OUTPUTS: tuple[dict[str, Any], ...] = (
     {"name": "logits", "dtype": "float32", "shape": ["N", CLASSES]},
@@ -52,6 +83,7 @@ class Contract:
 
     `normalization` holds mean and std on the scale 0 to 1, for information: the graph applies them.
     `training` is empty for a state_dict whose origin is unknown; `evaluation` was measured at the export.
+    `license` is the model's, as whoever exported it said.
     """
 
     labels: tuple[int | str, ...]
@@ -61,6 +93,7 @@ class Contract:
     evaluation: Mapping[str, Any]
     parity: Mapping[str, Any]
     versions: Mapping[str, str]
+    license: str
     input: Mapping[str, Any] = field(default_factory=lambda: INPUT)
     outputs: tuple[Mapping[str, Any], ...] = OUTPUTS
     preprocessing: str = PREPROCESSING

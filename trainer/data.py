@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from serve_cli.errors import InputError
+from serve_cli.idx import IMAGE, LABEL, Damaged, Idx, find_idx, read_idx
 from serve_cli.process import complain, is_first_process
 from serve_cli.spec import CLASSES, IMAGE_SIZE
-from trainer.idx import IMAGE, LABEL, Damaged, Idx, find_idx, read_idx
 
 MNIST_FILES = (
     "train-images-idx3-ubyte",

@@ -11,9 +11,9 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
+from serve_cli.metrics import confidences, worst_mistakes
 from serve_cli.spec import IMAGE_SIZE
 from trainer.data import Split
-from trainer.metrics import confidences, worst_mistakes
 
 if TYPE_CHECKING:
     from trainer.loop import Epoch
@@ -103,7 +103,7 @@ def draw_mistakes(
 
     `images` are uint8 [N, 28, 28], `labels` int64 [N], `logits` float32 [N, 10], all on the CPU.
     """
-    worst = worst_mistakes(labels, logits, MISTAKES_SHOWN)
+    worst = worst_mistakes(labels.numpy(), logits.numpy(), MISTAKES_SHOWN).tolist()
     mistakes = int((logits.argmax(dim=1) != labels).sum())
     if mistakes == 0:
         figure = Figure(figsize=(8, 2))
@@ -113,7 +113,7 @@ def draw_mistakes(
     short = captions(names)
     titles = [
         f"{short[int(labels[position])]} → {short[int(logits[position].argmax())]}\n{confidence:.1%}"
-        for position, confidence in zip(worst.tolist(), confidences(logits[worst]).tolist(), strict=True)
+        for position, confidence in zip(worst, confidences(logits[worst].numpy()).tolist(), strict=True)
     ]
     head = f"Mistakes, the surest first: {len(worst)} of {mistakes:,}, in {len(labels):,} images"
     _save(_grid(images[worst], titles, columns=MISTAKES_IN_A_ROW, head=head), path)

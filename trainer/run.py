@@ -17,7 +17,9 @@ from accelerate.utils import is_bf16_available, set_seed
 from torch import Tensor
 
 from serve_cli.errors import CheckFailed, InputError, MnistError
+from serve_cli.metrics import score
 from serve_cli.process import LAUNCHED, complain, say
+from serve_cli.spec import STATE_DICT
 from trainer import checkpoint, run_directory
 from trainer.checkpoint import Checkpoint
 from trainer.config import DEFAULT_RECIPE, TrainConfig
@@ -26,7 +28,6 @@ from trainer.evaluation import predict
 from trainer.keeper import Keeper
 from trainer.learner import Learner
 from trainer.loop import Course, Epoch, steps_an_epoch, train_epochs
-from trainer.metrics import score
 from trainer.model import MLP, Normalize
 from trainer.processes import (
     in_all,
@@ -159,7 +160,7 @@ def _train_and_test(start: Start, data_dir: Path | None) -> None:
     logits = predict(learner.net, normalize, dataset.test.images.to(device), accelerator)
 
     def leave_results() -> None:
-        test = score(logits, dataset.test.labels, dataset.labels)
+        test = score(logits.numpy(), dataset.test.labels.numpy(), dataset.labels)
         report = build_report(dataset, train, course.epochs, test, learner.net, accelerator)
         write_metrics(course.epochs, order.output)
         leave_weights(order.output, learner.net, report)
@@ -273,7 +274,7 @@ def leave_weights(output: Path, net: MLP, report: dict[str, Any]) -> None:
     stream = io.BytesIO()
     torch.save(net.to("cpu").state_dict(), stream)
     report["weights_sha256"] = hashlib.sha256(stream.getvalue()).hexdigest()
-    write_file(output / run_directory.WEIGHTS, stream.getvalue())
+    write_file(output / STATE_DICT, stream.getvalue())
 
 
 def leave_pictures(

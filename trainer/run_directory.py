@@ -13,13 +13,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from serve_cli.errors import InputError
-from serve_cli.spec import ARTIFACT_FILES, ARTIFACT_FOLDER
+from serve_cli.spec import ARTIFACT_FILES, ARTIFACT_FOLDER, STATE_DICT
 from trainer import checkpoint
 from trainer.staging import foreign_file, fsync, write_file
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
-WEIGHTS = "mnist_model.pth"
 REPORT = "report.json"
 """Written last: a run that has one is finished."""
 SAMPLES = "samples.png"
@@ -32,7 +31,7 @@ LOCK = ".lock"
 REPLACED = ".replaced"
 """Where a run that is overwritten stays until the new one has a report."""
 
-FILES = (CONFIG, METRICS, WEIGHTS, REPORT, SAMPLES, LOSSES, CONFUSION, MISTAKES, LOCK)
+FILES = (CONFIG, METRICS, STATE_DICT, REPORT, SAMPLES, LOSSES, CONFUSION, MISTAKES, LOCK)
 CHECKPOINT_FILES = "|".join(re.escape(name) for name in sorted(checkpoint.FILES))
 OURS = re.compile(
     rf"({re.escape(REPLACED)}/)?("
@@ -131,7 +130,8 @@ def read_report(path: Path) -> dict[str, Any]:
     """
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        dict(report["test"]), report["dataset"]["train_sha256"], report["weights_sha256"]
+        dict(report["test"]), list(report["dataset"]["labels"])
+        report["dataset"]["train_sha256"], report["weights_sha256"]
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from export.weights import load_net
 from serve_cli.errors import InputError
 from tests.command import Mnist
+from tests.export import hostile
+from trainer import checkpoint
 from trainer.model import MLP
 
 State = dict[str, Any]
@@ -42,6 +45,82 @@ def test_a_state_dict_loads_with_its_hidden_sizes(tmp_path: Path) -> None:
         assert net.hidden == hidden
         assert not net.training
         assert all(torch.equal(net.state_dict()[key], value) for key, value in saved.state_dict().items())
+
+
+def saved_ways(net: MLP) -> dict[str, Any]:
+    """The same tensors in all the forms in which people save them."""
+    state = net.state_dict()
+    flat = torch.cat([value.flatten() for value in state.values()])
+    pieces = flat.split([value.numel() for value in state.values()])
+    return {
+        "plain dict": dict(state),
+        "parameters": dict(net.named_parameters()),
+        "columns first": {
+            key: value.movedim(0, -1).contiguous().movedim(-1, 0) for key, value in state.items()
+        },
+        "pieces of one tensor": {
+            key: piece.view(value.shape) for (key, value), piece in zip(state.items(), pieces, strict=True)
+        },
+    }
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol 3")
+@pytest.mark.parametrize("protocol", [2, 3])
+@pytest.mark.parametrize("way", saved_ways(MLP((3,))))
+def test_what_torch_saves_is_what_it_would_load(tmp_path: Path, way: str, protocol: int) -> None:
+    path = tmp_path / "net.pth"
+    torch.save(saved_ways(MLP((3,)))[way], path, pickle_protocol=protocol)
+    expected = torch.load(path, weights_only=True)
+    found = load_net(path).state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+def test_a_state_dict_saved_on_another_device_loads(tmp_path: Path) -> None:
+    path = tmp_path / "net.pth"
+    state = hostile.small_state()
+    program = hostile.written(hostile.views(state))
+    path.write_bytes(hostile.archive(program.replace(b"cpu", b"xla")))
+    assert torch.equal(load_net(path).state_dict()["fc1.weight"], state["fc1.weight"])
+
+
+def test_safetensors_load_under_any_name(state: State, tmp_path: Path) -> None:
+    path = tmp_path / "net.pth"
+    path.write_bytes(safetensors.torch.save(state, metadata={"made": "by hand"}))
+    net = load_net(path)
+    assert not net.training
+    assert all(torch.equal(net.state_dict()[key], value) for key, value in state.items())
+
+
+def test_the_model_of_a_checkpoint_loads(run_directory: Path) -> None:
+    root = run_directory / "checkpoints"
+    saved, _ = checkpoint.newest(root)
+    assert saved is not None
+    net = load_net(root / checkpoint.folder_name(saved.step) / checkpoint.MODEL)
+    assert all((value.numpy() == saved.model[key]).all() for key, value in net.state_dict().items())
+
+
+def test_weights_of_another_kind_say_what_to_do(state: State, tmp_path: Path) -> None:
+    path = tmp_path / "net.pth"
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(InputError, match=r"again with a current PyTorch: torch\.save"):
+        load_net(path)
+    for name, data in hostile.archives_of_other_kinds():
+        if "pt2" in name:
+            path.write_bytes(data)
+            with pytest.raises(InputError, match=r"it is a torch\.export archive, not a state_dict"):
+                load_net(path)
+
+
+def test_the_file_is_read_once(state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was checked is what is loaded, even when the file is replaced in between."""
+    path = tmp_path / "net.pth"
+    torch.save(state, path)
+    data, reads = path.read_bytes(), []
+    monkeypatch.setattr("export.weights.read_bytes", lambda path: reads.append(path) or data)
+    path.unlink()
+    load_net(path)
+    assert reads == [path]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainer.idx import IMAGE, LABEL, Damaged, find_idx, read_idx
+from serve_cli.idx import IMAGE, LABEL, Damaged, find_idx, read_idx
 
 SEVEN_IMAGES = np.random.default_rng(0).integers(0, 256, (7, 28, 28), np.uint8)
 SEVEN_LABELS = np.array([0, 9, 1, 8, 2, 7, 3], np.uint8)

@@ -1,4 +1,4 @@
-"""Each number of a test against one computed by hand or in another way."""
+"""Each number of a test against one computed by hand, by scikit-learn, or by scipy."""
 
 import json
 import math
@@ -6,28 +6,32 @@ import random
 import subprocess
 import sys
 
+import numpy as np
 import pytest
-import torch
-from torch import Tensor
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_support
 
-from trainer import metrics  # pytest would take its function score for a test
-from trainer.data import DIGITS
+from serve_cli import metrics  # pytest would take its function score for a test
+
+DIGITS = tuple(range(10))
 
 TRUE = [0, 0, 0, 1, 1, 2, 2, 2, 2, 3]
 PREDICTED = [0, 0, 1, 1, 1, 2, 2, 0, 5, 5]
 """Ten predictions; class 3 is never predicted, class 5 never true, 4 and 6 to 9 are neither."""
 
 
-def logits_for(predicted: list[int], confidence: list[float]) -> Tensor:
+def logits_for(predicted: list[int], confidence: list[float]) -> np.ndarray:
     """Logits, float32 [N, 10], whose softmax is `confidence` for `predicted` and the same for all others."""
-    logits = torch.zeros(len(predicted), 10, dtype=torch.float64)
+    logits = np.zeros((len(predicted), 10), np.float32)
     for row, (one, share) in enumerate(zip(predicted, confidence, strict=True)):
         logits[row, one] = math.log(9 * share / (1 - share))
-    return logits.float()
+    return logits
 
 
 def tiny() -> dict[str, object]:
-    return metrics.score(logits_for(PREDICTED, [0.9] * 10), torch.tensor(TRUE), DIGITS)
+    return metrics.score(logits_for(PREDICTED, [0.9] * 10), np.array(TRUE), DIGITS)
 
 
 def test_counts_and_accuracy_are_exact() -> None:
@@ -78,9 +82,9 @@ def test_the_loss_is_the_mean_cross_entropy() -> None:
 
 def test_the_loss_is_summed_in_float64() -> None:
     """In float32 a certain answer loses nothing at all."""
-    logits = torch.zeros(1, 10)
+    logits = np.zeros((1, 10), np.float32)
     logits[0, 3] = 20
-    result = metrics.score(logits, torch.tensor([3]), DIGITS)
+    result = metrics.score(logits, np.array([3]), DIGITS)
     assert result["loss"] == pytest.approx(math.log1p(9 * math.exp(-20)), rel=1e-6)
 
 
@@ -91,7 +95,7 @@ def test_the_interval_follows_wilson(correct: int, samples: int) -> None:
     middle = (share + z**2 / (2 * samples)) / (1 + z**2 / samples)
     half = z / (1 + z**2 / samples) * math.sqrt(share * (1 - share) / samples + z**2 / (4 * samples**2))
     predicted = [4] * correct + [5] * (samples - correct)
-    labels = torch.full((samples,), 4)
+    labels = np.full(samples, 4)
     result = metrics.score(logits_for(predicted, [0.5] * samples), labels, DIGITS)
     assert result["accuracy"] == share
     assert result["accuracy_interval"] == pytest.approx([middle - half, middle + half], abs=1e-12)
@@ -100,8 +104,17 @@ def test_the_interval_follows_wilson(correct: int, samples: int) -> None:
 def test_calibration_of_two_bins_by_hand() -> None:
     """0.70 and 0.72 share a bin, one of them right; 0.9 is right in another."""
     logits = logits_for([1, 2, 3], [0.70, 0.72, 0.9])
-    error = metrics.calibration_error(logits, torch.tensor([1, 9, 3]))
+    error = metrics.calibration_error(logits, np.array([1, 9, 3]))
     assert error == pytest.approx(2 / 3 * abs(1 / 2 - 0.71) + 1 / 3 * abs(1 - 0.9), rel=1e-6)
+
+
+def test_a_confidence_on_an_edge_belongs_to_the_bin_below() -> None:
+    """A third is the upper edge of the fifth bin, 0.34 in the sixth."""
+    logits = np.full((2, 10), -1000, np.float32)
+    logits[0, :3] = 0
+    logits[1] = logits_for([0], [0.34])
+    error = metrics.calibration_error(logits, np.array([0, 9]))
+    assert error == pytest.approx((1 - 1 / 3 + 0.34) / 2, rel=1e-6)
 
 
 def test_calibration_of_many_by_a_loop() -> None:
@@ -117,13 +130,13 @@ def test_calibration_of_many_by_a_loop() -> None:
             accuracy = sum(predicted[row] == labels[row] for row in inside) / len(inside)
             confidence = sum(shares[row] for row in inside) / len(inside)
             error += len(inside) / samples * abs(accuracy - confidence)
-    found = metrics.calibration_error(logits_for(predicted, shares), torch.tensor(labels))
+    found = metrics.calibration_error(logits_for(predicted, shares), np.array(labels))
     assert found == pytest.approx(error, rel=1e-5)
 
 
 def test_perfect_predictions() -> None:
-    labels = torch.arange(10).repeat(3)
-    logits = 100 * torch.nn.functional.one_hot(labels, 10).float()
+    labels = np.tile(np.arange(10), 3)
+    logits = 100 * np.eye(10, dtype=np.float32)[labels]
     result = metrics.score(logits, labels, DIGITS)
     assert result["accuracy"] == result["macro_f1"] == 1
     assert result["loss"] == pytest.approx(0, abs=1e-12)
@@ -134,7 +147,7 @@ def test_perfect_predictions() -> None:
 
 @pytest.mark.parametrize("predicted", [7, 2])
 def test_one_image(predicted: int) -> None:
-    result = metrics.score(logits_for([predicted], [0.8]), torch.tensor([7]), DIGITS)
+    result = metrics.score(logits_for([predicted], [0.8]), np.array([7]), DIGITS)
     is_right = predicted == 7
     assert (result["samples"], result["accuracy"]) == (1, is_right)
     assert result["calibration_error"] == pytest.approx(0.2 if is_right else 0.8, rel=1e-6)
@@ -144,7 +157,7 @@ def test_one_image(predicted: int) -> None:
 
 def test_json_holds_all_of_it() -> None:
     names = ("T-shirt/top", *"abcdefghi")
-    result = metrics.score(logits_for(PREDICTED, [0.9] * 10), torch.tensor(TRUE), names)
+    result = metrics.score(logits_for(PREDICTED, [0.9] * 10), np.array(TRUE), names)
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert [of_class["label"] for of_class in result["classes"]] == list(names)
 
@@ -152,7 +165,7 @@ def test_json_holds_all_of_it() -> None:
 def test_the_worst_mistakes_come_in_order() -> None:
     predicted = [0, 1, 2, 3, 4, 5]
     shares = [0.99, 0.6, 0.9, 0.6, 0.8, 0.95]
-    labels = torch.tensor([0, 9, 9, 9, 4, 9])  # the first and the fifth are right
+    labels = np.array([0, 9, 9, 9, 4, 9])  # the first and the fifth are right
     logits = logits_for(predicted, shares)
     assert metrics.worst_mistakes(labels, logits, 25).tolist() == [5, 2, 1, 3]
     assert metrics.worst_mistakes(labels, logits, 2).tolist() == [5, 2]
@@ -160,24 +173,79 @@ def test_the_worst_mistakes_come_in_order() -> None:
 
 def test_mistakes_that_round_to_certainty_are_told_apart() -> None:
     """In float32 both confidences are 1."""
-    logits = torch.zeros(2, 10)
+    logits = np.zeros((2, 10), np.float32)
     logits[0, 3], logits[1, 3] = 25, 30
-    assert metrics.worst_mistakes(torch.tensor([0, 0]), logits, 25).tolist() == [1, 0]
+    assert metrics.worst_mistakes(np.array([0, 0]), logits, 25).tolist() == [1, 0]
 
 
 def test_equal_mistakes_keep_their_order() -> None:
-    logits = logits_for([3] * 1000, [0.5] * 1000)
-    found = metrics.worst_mistakes(torch.zeros(1000, dtype=torch.int64), logits, 25)
-    assert found.tolist() == list(range(25))
+    logits = logits_for([3] * 1000, [0.5, 0.6] * 500)
+    found = metrics.worst_mistakes(np.zeros(1000, np.int64), logits, 25)
+    assert found.tolist() == list(range(1, 50, 2))
 
 
 def test_no_mistakes() -> None:
-    found = metrics.worst_mistakes(torch.tensor([4]), logits_for([4], [0.5]), 25)
-    assert (found.tolist(), found.dtype) == ([], torch.int64)
+    found = metrics.worst_mistakes(np.array([4]), logits_for([4], [0.5]), 25)
+    assert (found.tolist(), found.dtype) == ([], np.int64)
+
+
+def random_answers(samples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logits, float32 [N, 10], of whole numbers, so that many tie, and labels of seven classes."""
+    dice = np.random.default_rng(seed)
+    logits = dice.integers(-3, 4, (samples, 10)).astype(np.float32)
+    logits[:, 9] -= 7  # never predicted
+    return logits, dice.choice([0, 1, 2, 3, 5, 8, 9], samples)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 10, 5000])
+@pytest.mark.parametrize("seed", range(5))
+def test_classes_confusion_and_loss_are_those_of_scikit_learn(samples: int, seed: int) -> None:
+    logits, labels = random_answers(samples, seed)
+    result = metrics.score(logits, labels, DIGITS)
+    predicted = logits.argmax(axis=1)
+    assert result["confusion"] == confusion_matrix(labels, predicted, labels=DIGITS).tolist()
+    columns = precision_recall_fscore_support(labels, predicted, labels=DIGITS, zero_division=0)
+    found = [tuple(of_class.values())[1:] for of_class in result["classes"]]
+    np.testing.assert_allclose(found, np.transpose(columns), rtol=1e-15, atol=0)
+    assert result["macro_f1"] == pytest.approx(columns[2].mean(), rel=1e-14)
+    powers = np.exp(logits.astype(np.float64))
+    shares = powers / powers.sum(axis=1, keepdims=True)
+    assert result["loss"] == pytest.approx(log_loss(labels, shares, labels=DIGITS), rel=1e-12)
+    np.testing.assert_allclose(metrics.confidences(logits), shares.max(axis=1), rtol=1e-14)
+
+
+def test_of_equal_logits_the_first_counts() -> None:
+    logits = np.zeros((2, 10), np.float32)
+    result = metrics.score(logits, np.array([0, 1]), DIGITS)
+    assert (result["accuracy"], result["loss"]) == (0.5, pytest.approx(math.log(10)))
+    assert result["calibration_error"] == pytest.approx(0.4)  # a tenth sure, half of them right
+
+
+@settings(deadline=None)
+@given(st.integers(1, 100_000).flatmap(lambda samples: st.tuples(st.integers(0, samples), st.just(samples))))
+def test_the_interval_is_that_of_scipy(case: tuple[int, int]) -> None:
+    correct, samples = case
+    expected = binomtest(correct, samples).proportion_ci(confidence_level=0.95, method="wilson")
+    low, high = metrics._wilson_interval(correct, samples)
+    assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-14)
+    assert 0 <= low <= correct / samples <= high <= 1
+    assert (low == 0) == (correct == 0)
+    assert (high == 1) == (correct == samples)
+
+
+def test_large_logits_overflow_nothing() -> None:
+    logits = np.array([[0, 3e38, *[-3e38] * 8], [0, 1000, *[-1000] * 8]], np.float32)
+    result = metrics.score(logits, np.array([1, 0]), DIGITS)
+    assert result["loss"] == 500
+    assert metrics.confidences(logits).tolist() == [1, 1]
 
 
 def test_slow_imports_wait_until_they_are_needed() -> None:
-    slow = "{'sklearn', 'scipy', 'matplotlib'} & sys.modules.keys()"
-    code = f"import sys, trainer.metrics, trainer.report; sys.exit(str({slow} or ''))"
+    code = """
+import sys, serve_cli.metrics, serve_cli.idx
+early = {"torch", "onnxruntime", "PIL"} & sys.modules.keys()
+import trainer.report
+sys.exit(str(early | {"sklearn", "scipy", "matplotlib"} & sys.modules.keys() or ""))
+"""
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (result.returncode, result.stderr.strip()) == (1, "")

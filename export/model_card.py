@@ -1,0 +1,138 @@
+"""MODEL_CARD.md: what the contract says, in the form that people and model hubs read."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from serve_cli.spec import MODEL_FILES, VECTORS, Contract
+
+
+def model_card(contract: Contract, files: Mapping[str, str]) -> str:
+    """The card of an artifact with `files`, by format; Markdown with the head that model hubs look for."""
+    return (
+        "\n\n".join(
+            (
+                _head(contract),
+                "# Digit classifier",
+                _purpose(contract),
+                "## Files",
+                _files(files),
+                "## Input and output",
+                _tensors(contract),
+                "## Training",
+                _training(contract),
+                "## Evaluation",
+                _evaluation(contract.evaluation),
+                "## Proof",
+                _proof(contract.parity),
+                "## Limits",
+                _limits(contract),
+            )
+        )
+        + "\n"
+    )
+
+
+def _head(contract: Contract) -> str:
+    return "\n".join(
+        (
+            "---",
+            f"license: {contract.license}",
+            "library_name: onnx",
+            "pipeline_tag: image-classification",
+            "tags: [mnist, onnx]",
+            f"datasets: [{contract.evaluation['dataset']}]",
+            "metrics: [accuracy]",
+            "---",
+        )
+    )
+
+
+def _purpose(contract: Contract) -> str:
+    labels = ", ".join(map(str, contract.labels))
+    return (
+        f"A {contract.model['layers']} multilayer perceptron with {contract.model['parameters']:,} "
+        f"parameters that sorts 28x28 grey pictures into {len(contract.labels)} classes: {labels}. It has "
+        f"{contract.evaluation['accuracy']:.2%} of the test images of {contract.evaluation['dataset']} right."
+    )
+
+
+def _files(files: Mapping[str, str]) -> str:
+    rows = [f"| `{file}` | {name} | {MODEL_FILES[name].about} |" for name, file in files.items()]
+    return "\n".join(("| File | Format | What it is |", "|---|---|---|", *rows)) + (
+        "\n\nEach carries the same contract as JSON (`mnist info FILE --json`). `artifact.json` has the "
+        f"SHA-256 of every file, `{VECTORS}/` real digits with PyTorch's answers; `mnist verify` replays "
+        "them."
+    )
+
+
+def _tensors(contract: Contract) -> str:
+    rows = [_tensor(contract.input), *map(_tensor, contract.outputs)]
+    return (
+        "\n".join(rows)
+        + f"\n\nPixels are {contract.input['polarity']}. Before the model, {contract.preprocessing}."
+    )
+
+
+def _tensor(tensor: Mapping[str, Any]) -> str:
+    shape = ", ".join(map(str, tensor["shape"]))
+    return f"- `{tensor['name']}`: {tensor['dtype']} [{shape}]"
+
+
+def _training(contract: Contract) -> str:
+    if not contract.training:
+        return "Unknown: the model came as a bare state_dict."
+    training = contract.training
+    settings = ", ".join(f"{key} {value}" for key, value in training["config"].items())
+    return (
+        f"Recipe `{training['recipe']}` on the training images of {training['dataset']} "
+        f"(SHA-256 {training['dataset_sha256']}): {settings}."
+    )
+
+
+def _evaluation(evaluation: Mapping[str, Any]) -> str:
+    low, high = evaluation["accuracy_interval"]
+    classes = [
+        f"| {row['label']} | {row['support']:,} | {row['precision']:.4f} | {row['recall']:.4f} "
+        f"| {row['f1']:.4f} |"
+        for row in evaluation["classes"]
+    ]
+    return "\n".join(
+        (
+            f"On the {evaluation['samples']:,} test images of {evaluation['dataset']} (SHA-256 "
+            f"{evaluation['dataset_sha256']}), by PyTorch: accuracy {evaluation['accuracy']:.2%} (95 % "
+            f"interval {low:.2%} to {high:.2%}), cross-entropy {evaluation['loss']:.4f}, "
+            f"expected calibration error {evaluation['calibration_error']:.4f}.",
+            "",
+            "| Label | Images | Precision | Recall | F1 |",
+            "|---|---|---|---|---|",
+            *classes,
+        )
+    )
+
+
+def _proof(parity: Mapping[str, Any]) -> str:
+    rows = [
+        f"| {name} | {', '.join(proof['engines'])} | {proof['max_abs_logit_diff']:.2g} "
+        f"| {proof['argmax_flips']} of {proof['samples']:,} | {proof['accuracy']:.2%} |"
+        for name, proof in parity.items()
+    ]
+    batch_sizes = ", ".join(map(str, next(iter(parity.values()))["batch_sizes"]))
+    return "\n".join(
+        (
+            f"Each file was compared with PyTorch on all test images and on edge pictures, at batch sizes "
+            f"{batch_sizes}, before it was published.",
+            "",
+            "| Format | Engines | Largest logit difference | Other labels | Accuracy |",
+            "|---|---|---|---|---|",
+            *rows,
+        )
+    )
+
+
+def _limits(contract: Contract) -> str:
+    return (
+        f"It knows {len(contract.labels)} classes and nothing else: letters, several digits at once or any "
+        "other picture get one of its labels too, often with a high probability. It was measured on the test "
+        "images above; other pens, cameras and writers differ. Not for decisions about people without a "
+        "second look."
+    )

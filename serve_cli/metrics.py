@@ -1,0 +1,112 @@
+"""What the logits of labelled images say of a net, in numbers that JSON can hold."""
+
+import math
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from serve_cli.spec import CLASSES
+
+CALIBRATION_BINS = 15
+"""As many as in the tables of Guo et al. 2017."""
+
+Z = NormalDist().inv_cdf(0.975)
+"""How many standard deviations on both sides of the mean hold 95 % of a normal distribution."""
+
+
+def score(logits: np.ndarray, labels: np.ndarray, names: tuple[int | str, ...]) -> dict[str, Any]:
+    """All we measure from `logits`, float32 [N, 10], and the true `labels`, int64 [N]; N is at least 1.
+
+    `names` has the label of each class. Shares are from 0 to 1, `loss` is the mean cross-entropy in nats. In
+    `confusion` rows are the true class and columns the predicted one. What would divide by zero is 0: the
+    recall of a class without images, the precision of one that is never predicted. `macro_f1` is the plain
+    mean over all ten classes, so a class without images lowers it.
+    """
+    confusion = _confusion(labels, logits.argmax(axis=1))
+    correct = int(confusion.trace())
+    classes = _classes(confusion, names)
+    return {
+        "accuracy": correct / len(labels),
+        "loss": _loss(logits, labels),
+        "samples": len(labels),
+        "accuracy_interval": _wilson_interval(correct, len(labels)),
+        "calibration_error": calibration_error(logits, labels),
+        "macro_f1": sum(of_class["f1"] for of_class in classes) / len(classes),
+        "classes": classes,
+        "confusion": confusion.tolist(),
+    }
+
+
+def calibration_error(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Expected calibration error, 0 to 1, of `logits` float32 [N, 10] against `labels` int64 [N].
+
+    The confidences fall into 15 bins of equal width, ((m - 1) / 15, m / 15]; the result is the mean over all
+    samples of their bin's |accuracy - mean confidence|. Guo, Pleiss, Sun, Weinberger, "On Calibration of
+    Modern Neural Networks", ICML 2017, equation 3.
+    """
+    confidence = confidences(logits)
+    hits = logits.argmax(axis=1) == labels
+    inner_edges = np.linspace(0, 1, CALIBRATION_BINS + 1)[1:-1]
+    bins = np.searchsorted(inner_edges, confidence)  # an edge belongs to the bin below it
+    gaps = np.bincount(bins, weights=hits - confidence)
+    return float(np.abs(gaps).sum()) / len(labels)
+
+
+def confidences(logits: np.ndarray) -> np.ndarray:
+    """The softmax probability of the predicted class, float64 [N], of `logits` float32 [N, 10]."""
+    return 1 / np.exp(_below_best(logits)).sum(axis=1)
+
+
+def worst_mistakes(labels: np.ndarray, logits: np.ndarray, count: int) -> np.ndarray:
+    """Up to `count` positions of wrong predictions, int64, the most confident first, then by position.
+
+    `labels` are int64 [N], `logits` float32 [N, 10].
+    """
+    wrong = np.flatnonzero(logits.argmax(axis=1) != labels)
+    order = np.argsort(-confidences(logits[wrong]), kind="stable")
+    return wrong[order[:count]]
+
+
+def _below_best(logits: np.ndarray) -> np.ndarray:
+    """Logits less the largest of each row, float64 [N, 10]: the same softmax, and no overflow."""
+    return logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+
+
+def _loss(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Mean cross-entropy in nats."""
+    below = _below_best(logits)
+    of_label = below[np.arange(len(labels)), labels]
+    return float((np.log(np.exp(below).sum(axis=1)) - of_label).mean())
+
+
+def _wilson_interval(correct: int, samples: int) -> list[float]:
+    """The 95 % interval [low, high] of an accuracy, by Wilson's score method (JASA 22, 1927)."""
+    return [_wilson_low(correct, samples), 1 - _wilson_low(samples - correct, samples)]
+
+
+def _wilson_low(correct: int, samples: int) -> float:
+    """The lower end; the upper one is that of the mistakes, seen from 1, so that both ends can be exact."""
+    half = Z * math.sqrt(correct * (samples - correct) / samples + Z**2 / 4)
+    return (correct + Z**2 / 2 - half) / (samples + Z**2)
+
+
+def _confusion(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """How often each true class, a row, was read as each class, int64 [10, 10]; both arrays are int64 [N]."""
+    return np.bincount(labels * CLASSES + predicted, minlength=CLASSES**2).reshape(CLASSES, CLASSES)
+
+
+def _classes(confusion: np.ndarray, names: tuple[int | str, ...]) -> list[dict[str, Any]]:
+    """Precision, recall, F1 and number of images of each class; `confusion` is int64 [10, 10]."""
+    hits, support, answers = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+    rows = zip(names, hits.tolist(), support.tolist(), answers.tolist(), strict=True)
+    return [
+        {
+            "label": name,
+            "precision": hit / max(answered, 1),
+            "recall": hit / max(there, 1),
+            "f1": 2 * hit / max(there + answered, 1),
+            "support": there,
+        }
+        for name, hit, there, answered in rows
+    ]

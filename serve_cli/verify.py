@@ -1,0 +1,158 @@
+"""`mnist verify`: an artifact is what was exported, and gives PyTorch's answers on this machine, too."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from serve_cli.errors import CheckFailed, InputError
+from serve_cli.model_file import read_bytes, read_contract, read_inventory
+from serve_cli.protobuf import fields
+from serve_cli.spec import (
+    ARTIFACT_FILE,
+    ARTIFACT_FOLDER,
+    MODEL_NAME,
+    PARITY_FILE,
+    VECTOR_INPUT,
+    VECTOR_OUTPUTS,
+    Contract,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+TENSOR_DIMS, TENSOR_TYPE, TENSOR_RAW = 1, 2, 9
+"""Field numbers of a TensorProto in onnx.proto."""
+
+TENSOR_TYPES = {1: "<f4", 2: "|u1"}
+"""The types of our tensors, by ONNX's number: float32 and uint8."""
+
+
+@app.command()
+def verify(
+    artifact: Annotated[
+        Path, typer.Argument(help="An artifact directory, a run that has one, or a Triton repository.")
+    ],
+) -> None:
+    """Check an artifact: is it what was exported, and does it answer here as PyTorch did there?
+
+    Every file is compared with its hash in artifact.json, each model's contract with the one there, and the
+    ONNX files replay the stored test vectors. It needs no torch, so torch's own formats are checked but not
+    run. The exit code is 1 if anything differs.
+
+    Example: mnist verify artifact
+    """
+    for line in verify_artifact(find_artifact(artifact)):
+        typer.echo(line)
+
+
+def find_artifact(path: Path) -> Path:
+    """The folder with the artifact.json that `path` stands for.
+
+    Raises:
+        InputError: there is none.
+    """
+    for folder in (path, path / ARTIFACT_FOLDER, path / MODEL_NAME):
+        if (folder / ARTIFACT_FILE).is_file():
+            return folder
+    raise InputError(f"{path} holds no {ARTIFACT_FILE}: name a directory that mnist export made")
+
+
+def verify_artifact(folder: Path) -> list[str]:
+    """Check the artifact in `folder` and return a line about each of its files.
+
+    Raises:
+        CheckFailed: something is not what was exported, or answers otherwise.
+        InputError: there is no artifact.json to compare with, or it is damaged.
+    """
+    inventory = read_inventory(folder)
+    lines = {name: _check_file(folder, name, stated) for name, stated in inventory["files"].items()}
+    _check_parity(folder, inventory["contract"]["parity"])
+    formats = {name: file["format"] for name, file in inventory["files"].items() if "format" in file}
+    if not formats:
+        raise CheckFailed(f"{folder / ARTIFACT_FILE} lists no model: export it again")
+    for name, model_format in formats.items():
+        contract = _check_contract(folder / name, inventory["contract"], model_format)
+        lines[name] += ", contract ok"
+        if model_format.startswith("onnx"):
+            lines[name] += f", {_replay(folder, name, contract)}"
+    return [f"{name}: {line}" for name, line in lines.items()]
+
+
+def _check_file(folder: Path, name: str, stated: Mapping[str, Any]) -> str:
+    """Compare a file with the hash that artifact.json states."""
+    path = folder / name
+    if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute():
+        raise CheckFailed(f"{folder / ARTIFACT_FILE} lists {name}, which is not in its folder")
+    if not path.is_file():
+        raise CheckFailed(f"{path} is missing, {ARTIFACT_FILE} lists it: export the model again")
+    data = read_bytes(path)
+    if len(data) != stated["bytes"] or hashlib.sha256(data).hexdigest() != stated["sha256"]:
+        raise CheckFailed(f"{path} is not the file that was exported: its SHA-256 is not the one stated")
+    return f"{len(data):,} bytes, hash ok"
+
+
+def _check_parity(folder: Path, stated: Any) -> None:
+    """Compare parity.json with what artifact.json says of the proof."""
+    if json.loads(read_bytes(folder / PARITY_FILE)) != stated:
+        raise CheckFailed(f"{folder / PARITY_FILE} and {ARTIFACT_FILE} disagree: export the model again")
+
+
+def _check_contract(path: Path, stated: Mapping[str, Any], model_format: str) -> Contract:
+    """Compare what a model says of itself with what artifact.json says of it."""
+    contract = read_contract(path)
+    expected = {**stated, "parity": stated["parity"].get(model_format)}
+    if json.loads(contract.to_json()) != expected:
+        raise CheckFailed(f"the contract in {path} is not that in {ARTIFACT_FILE}: export the model again")
+    return contract
+
+
+def _replay(folder: Path, name: str, contract: Contract) -> str:
+    """Ask the model the test vectors, and compare with PyTorch's answers."""
+    from serve_cli.runtime import Predictor  # onnxruntime takes 0.2 s to import
+
+    images, logits, probabilities = (read_tensor(folder / path) for path in (VECTOR_INPUT, *VECTOR_OUTPUTS))
+    answer = Predictor(folder / name).predict(images)
+    allowed = contract.parity["tolerance"]
+    diff = max(_largest(answer.logits, logits), _largest(answer.probabilities, probabilities))
+    if not diff <= allowed:
+        raise CheckFailed(
+            f"{folder / name} answers otherwise on this machine: it differs from PyTorch by up to {diff:.3g} "
+            f"on the test vectors (allowed: {allowed:.3g})"
+        )
+    return f"{len(images)} test vectors differ from PyTorch by at most {diff:.2g} (allowed: {allowed:.2g})"
+
+
+def _largest(found: "np.ndarray", expected: "np.ndarray") -> float:
+    if found.shape != expected.shape:
+        return math.inf
+    return float(abs(found.astype("f8") - expected).max())
+
+
+def read_tensor(path: Path) -> "np.ndarray":
+    """Read a tensor in ONNX's own form, uint8 or float32 as raw data.
+
+    Raises:
+        InputError: it cannot be read, or is no such tensor.
+    """
+    import numpy as np
+
+    try:
+        dims: list[int] = []
+        dtype, raw = "", b""
+        for number, value in fields(read_bytes(path)):
+            if number == TENSOR_DIMS and isinstance(value, int):
+                dims.append(value)
+            elif number == TENSOR_TYPE and isinstance(value, int):
+                dtype = TENSOR_TYPES[value]
+            elif number == TENSOR_RAW and isinstance(value, bytes):
+                raw = value
+        return np.frombuffer(raw, dtype).reshape(dims)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is no tensor of ours ({error}): export the model again") from error

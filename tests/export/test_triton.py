@@ -1,0 +1,121 @@
+"""The Triton configuration: what Triton's own protobuf reads from it, and that the exported graph fits it."""
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as schema
+
+from export.triton import (
+    CONFIG_FILE,
+    LABELS_FILE,
+    MODEL_FILE,
+    MODEL_NAME,
+    VERSION,
+    config_pbtxt,
+    labels_txt,
+)
+from serve_cli.runtime import CHUNK, Predictor
+from serve_cli.spec import INPUT, OUTPUTS
+
+TYPES = {"uint8": schema.TYPE_UINT8, "float32": schema.TYPE_FP32}
+ONNX_TYPES = {"tensor(uint8)": schema.TYPE_UINT8, "tensor(float)": schema.TYPE_FP32}
+
+
+@pytest.fixture(scope="module")
+def config() -> schema.ModelConfig:
+    return text_format.Parse(config_pbtxt(), schema.ModelConfig())
+
+
+@pytest.fixture(scope="module")
+def session(artifact: Path) -> ort.InferenceSession:
+    return ort.InferenceSession(artifact / MODEL_FILE, providers=["CPUExecutionProvider"])
+
+
+def tensors(config: schema.ModelConfig) -> list[tuple[str, int, list[int]]]:
+    return [(tensor.name, tensor.data_type, list(tensor.dims)) for tensor in (*config.input, *config.output)]
+
+
+def test_the_names_are_those_that_triton_looks_for() -> None:
+    assert (MODEL_NAME, VERSION) == ("mnist", "1")
+    assert (CONFIG_FILE, LABELS_FILE, MODEL_FILE) == ("config.pbtxt", "labels.txt", "model.onnx")
+
+
+def test_every_field_is_the_one_meant(config: schema.ModelConfig) -> None:
+    expected = schema.ModelConfig(
+        name=MODEL_NAME,
+        backend="onnxruntime",
+        default_model_filename=MODEL_FILE,
+        version_policy={"latest": {"num_versions": 1}},
+        max_batch_size=256,
+        input=[{"name": "image", "data_type": schema.TYPE_UINT8, "dims": [28, 28]}],
+        output=[
+            {"name": "logits", "data_type": schema.TYPE_FP32, "dims": [10]},
+            {
+                "name": "probabilities",
+                "data_type": schema.TYPE_FP32,
+                "dims": [10],
+                "label_filename": LABELS_FILE,
+            },
+        ],
+        dynamic_batching={"preferred_batch_size": [64, 256], "max_queue_delay_microseconds": 100},
+        instance_group=[{"count": 1, "kind": schema.ModelInstanceGroup.KIND_CPU}],
+        parameters={"intra_op_thread_count": schema.ModelParameter(string_value="1")},
+        model_warmup=[
+            {
+                "name": "full_batch",
+                "batch_size": 256,
+                "inputs": {
+                    "image": schema.ModelWarmup.Input(
+                        data_type=schema.TYPE_UINT8, dims=[28, 28], zero_data=True
+                    )
+                },
+            }
+        ],
+    )
+    assert config == expected
+
+
+def test_what_triton_would_refuse_is_not_there(config: schema.ModelConfig) -> None:
+    batching = config.dynamic_batching
+    assert all(0 < size <= config.max_batch_size for size in batching.preferred_batch_size)
+    assert [set(warmup.inputs) for warmup in config.model_warmup] == [
+        {tensor.name for tensor in config.input}
+    ]
+    assert all(1 <= warmup.batch_size <= config.max_batch_size for warmup in config.model_warmup)
+    assert all(tensor.dims for tensor in (*config.input, *config.output))
+
+
+def test_the_tensors_are_the_contracts(config: schema.ModelConfig) -> None:
+    expected = [(value["name"], TYPES[value["dtype"]], value["shape"][1:]) for value in (INPUT, *OUTPUTS)]
+    assert tensors(config) == expected
+    assert config.max_batch_size == CHUNK
+
+
+def test_the_tensors_are_the_graphs(config: schema.ModelConfig, session: ort.InferenceSession) -> None:
+    graph = [*session.get_inputs(), *session.get_outputs()]
+    assert tensors(config) == [(value.name, ONNX_TYPES[value.type], value.shape[1:]) for value in graph]
+    assert all(isinstance(value.shape[0], str) for value in graph), "the batch must be free"
+
+
+def test_the_graph_takes_each_batch_that_triton_may_make(
+    config: schema.ModelConfig, session: ort.InferenceSession
+) -> None:
+    (image,) = config.input
+    for size in (1, *config.dynamic_batching.preferred_batch_size, config.max_batch_size):
+        outputs = session.run(None, {image.name: np.zeros((size, *image.dims), np.uint8)})
+        assert [output.shape for output in outputs] == [(size, *output.dims) for output in config.output]
+
+
+def test_a_label_a_line_in_the_order_of_the_classes(artifact: Path, config: schema.ModelConfig) -> None:
+    labels = Predictor(artifact / MODEL_FILE).contract.labels
+    lines = labels_txt(labels).splitlines()
+    assert lines == [str(label) for label in labels]
+    (labelled,) = [output for output in config.output if output.label_filename]
+    assert list(labelled.dims) == [len(lines)]
+
+
+def test_labels_may_be_words() -> None:
+    assert labels_txt(("T-shirt/top", "Ankle boot", 7)) == "T-shirt/top\nAnkle boot\n7\n"

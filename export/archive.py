@@ -35,7 +35,7 @@ ADVICE = "save it with torch.save(model.state_dict(), PATH)"
 AGAIN = "save it again with a current PyTorch: torch.save(model.state_dict(), PATH)"
 
 MAX_PROGRAM = 256 * 1024
-"""Bytes of the longest program and safetensors header that are read; the tutorial's net has 628 and 447."""
+"""Bytes of the longest program and safetensors header that are read; the tutorial's net has 628 and 440."""
 
 MAX_RECORDS = 1000
 MAX_DIMENSIONS = 8

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +39,9 @@ REFERENCE_BATCH = 256
 
 CALIBRATION_IMAGES = 10_000
 """Training images that set the ranges of the 8-bit format; with 2,000 the error is twice as large."""
+
+DECIMALS = 6
+"""Of the figures in a contract."""
 
 OURS = frozenset((*ARTIFACT_FILES, *triton.REPOSITORY_FILES))
 """All files of an artifact directory, in any layout."""
@@ -85,7 +89,9 @@ def build_artifact(
             path = folder / root / file
             path.parent.mkdir(parents=True, exist_ok=True)
             proofs[name] = _publishable(FORMATS[name], source, contract, path, questions, order)
-        parity = {name: dataclasses.asdict(proof) for name, proof in proofs.items()}
+        parity = {name: proof.statement() for name, proof in proofs.items()}
+        proven = {name: dataclasses.asdict(proof) for name, proof in proofs.items()}
+        (folder / root / PARITY_FILE).write_bytes(json_bytes(proven))
         if layout == "triton":
             triton.write_configuration(folder / root, contract.labels)
         _complete(folder / root, dataclasses.replace(contract, parity=parity), files, questions)
@@ -115,7 +121,7 @@ def _publishable(
     kind.convert(source.model(), path, order)
     kind.stamp(path, contract)
     proof = _prove(kind, path, contract, questions, BATCH_SIZES)
-    kind.stamp(path, dataclasses.replace(contract, parity=dataclasses.asdict(proof)))
+    kind.stamp(path, dataclasses.replace(contract, parity=proof.statement()))
     _prove(kind, path, contract, questions, (REFERENCE_BATCH,))  # the stamp has changed bytes of the file
     return proof
 
@@ -149,7 +155,7 @@ def describe(source: Source, dataset: Dataset, questions: Questions, license_nam
         evaluation={
             "dataset": dataset.name,
             "dataset_sha256": dataset.test.sha256(),
-            **score(logits, questions.labels, dataset.labels),
+            **_rounded(score(logits, questions.labels, dataset.labels)),
         },
         parity={},
         versions={
@@ -161,6 +167,15 @@ def describe(source: Source, dataset: Dataset, questions: Questions, license_nam
         },
         license=license_name,
     )
+
+
+def _rounded(value: Any) -> Any:
+    """`value` with every float in it rounded: a loss is not the same to the last bit each time."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return round(value, DECIMALS) if isinstance(value, float) else value
 
 
 def _model_file(name: str, layout: str) -> str:
@@ -177,8 +192,7 @@ def _model_file(name: str, layout: str) -> str:
 
 
 def _complete(root: Path, contract: Contract, files: Mapping[str, str], questions: Questions) -> None:
-    """Write what stands beside the model files: proof, test vectors, model card, inventory."""
-    (root / PARITY_FILE).write_bytes(json_bytes(dict(contract.parity)))
+    """Write what stands beside the model files and their proof: test vectors, model card, inventory."""
     (root / MODEL_CARD).write_text(model_card(contract, files), encoding="utf-8", newline="\n")
     for path, data in vectors(questions).items():
         (root / path).parent.mkdir(exist_ok=True)

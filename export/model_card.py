@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from serve_cli.spec import MODEL_FILES, VECTORS, Contract
+from serve_cli.spec import MODEL_FILES, PARITY_FILE, VECTORS, Contract
 
 
 def model_card(contract: Contract, files: Mapping[str, str]) -> str:
@@ -112,7 +112,7 @@ def _evaluation(evaluation: Mapping[str, Any]) -> str:
 
 def _proof(parity: Mapping[str, Any]) -> str:
     rows = [
-        f"| {name} | {', '.join(proof['engines'])} | {proof['max_abs_logit_diff']:.2g} "
+        f"| {name} | {', '.join(proof['engines'])} | {proof['tolerance']:g} "
         f"| {proof['argmax_flips']} of {proof['samples']:,} | {proof['accuracy']:.2%} |"
         for name, proof in parity.items()
     ]
@@ -120,9 +120,9 @@ def _proof(parity: Mapping[str, Any]) -> str:
     return "\n".join(
         (
             f"Each file was compared with PyTorch on all test images and on edge pictures, at batch sizes "
-            f"{batch_sizes}, before it was published.",
+            f"{batch_sizes}, before it was published; `{PARITY_FILE}` has the differences.",
             "",
-            "| Format | Engines | Largest logit difference | Other labels | Accuracy |",
+            "| Format | Engines | Logits within | Other labels | Accuracy |",
             "|---|---|---|---|---|",
             *rows,
         )

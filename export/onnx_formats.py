@@ -11,14 +11,17 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 from export.format import EXAMPLE, Order, Runner, quiet
 from serve_cli.errors import InputError
-from serve_cli.onnx_file import DIGEST_KEY, NO_DIGEST, digest
-from serve_cli.runtime import Prediction, Predictor
+from serve_cli.onnx_file import DIGEST_KEY, NO_DIGEST, Unfit, digest
+from serve_cli.runtime import Prediction, Predictor, open_session
 from serve_cli.spec import INPUT, METADATA_KEY, OUTPUTS, Contract
 from trainer.model import DeployedModel
 
 DEFAULT_OPSET = 20
 FIRST_OPSET = 18
 """Oldest operator set that PyTorch's exporter writes; asked for an older one, it silently writes this one."""
+
+FIRST_INT8_OPSET = 19
+"""Oldest one whose quantization ONNX's own evaluator knows."""
 
 CALIBRATION_BATCH = 500
 
@@ -36,9 +39,7 @@ def convert_onnx(model: DeployedModel, path: Path, order: Order) -> None:
     Raises:
         InputError: the exporter cannot write this opset.
     """
-    newest = onnx.defs.onnx_opset_version()
-    if not FIRST_OPSET <= order.opset <= newest:
-        raise InputError(f"--opset is {order.opset}, expected {FIRST_OPSET} to {newest}")
+    _require_opset(order.opset, FIRST_OPSET)
     with quiet():
         program = torch.onnx.export(
             model,
@@ -67,6 +68,7 @@ def convert_onnx_int8(model: DeployedModel, path: Path, order: Order) -> None:
     Raises:
         InputError: the exporter cannot write this opset.
     """
+    _require_opset(order.opset, FIRST_INT8_OPSET)
     convert_onnx(model, path, order)
     with quiet():
         quantize_static(
@@ -97,6 +99,12 @@ class _Batches(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has 
         return None if batch is None else {INPUT["name"]: batch}
 
 
+def _require_opset(opset: int, first: int) -> None:
+    newest = onnx.defs.onnx_opset_version()
+    if not first <= opset <= newest:
+        raise InputError(f"--opset is {opset}, expected {first} to {newest}")
+
+
 def _strip(proto: onnx.ModelProto) -> None:
     """Remove the exporter's notes: they hold absolute paths of this machine."""
     graph = proto.graph
@@ -115,27 +123,37 @@ def _denote(image: onnx.ValueInfoProto) -> None:
 
 
 def _save(proto: onnx.ModelProto, path: Path, opset: int) -> None:
+    """Write a model whose operator set is the one asked for, and that onnxruntime can run.
+
+    Raises:
+        InputError: it is another one, or onnxruntime does not know it.
+    """
     written = next(item.version for item in proto.opset_import if item.domain == "")
     if written != opset:
         raise InputError(
             f"--opset {opset} cannot be written, the exporter made it {written}: leave the option out"
         )
     onnx.checker.check_model(proto)
-    path.write_bytes(proto.SerializeToString(deterministic=True))
+    data = proto.SerializeToString(deterministic=True)
+    try:
+        open_session(data)
+    except Unfit as error:
+        raise InputError(f"--opset {opset} cannot be proven, {error}: leave the option out") from error
+    path.write_bytes(data)
 
 
 def stamp_onnx(path: Path, contract: Contract) -> None:
     """Store the contract in the file's metadata, and the digest of it all."""
     proto = onnx.load(path)
-    properties = {
-        METADATA_KEY: contract.to_json(),
-        **IMAGE_METADATA,
-        "model_license": contract.license,
-        DIGEST_KEY: NO_DIGEST,
-    }
-    set_model_props(proto, properties)
+    properties = {METADATA_KEY: contract.to_json(), **IMAGE_METADATA, "model_license": contract.license}
+    path.write_bytes(seal(proto, properties))
+
+
+def seal(proto: onnx.ModelProto, metadata: dict[str, str]) -> bytes:
+    """The file of a model with `metadata` and, in it, the digest of the whole file."""
+    set_model_props(proto, {**metadata, DIGEST_KEY: NO_DIGEST})
     data = proto.SerializeToString(deterministic=True)
-    path.write_bytes(data.replace(NO_DIGEST.encode(), digest(data).encode()))
+    return data.replace(NO_DIGEST.encode(), digest(data).encode())
 
 
 def load_onnxruntime(path: Path) -> Runner:

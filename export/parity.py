@@ -1,5 +1,6 @@
 """The proof of an export: PyTorch's answers on real digits, at every batch size, in every engine."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Mapping
@@ -67,6 +68,15 @@ class Parity:
     engines: Mapping[str, float]
     tolerance: float
     batch_sizes: tuple[int, ...]
+
+    def statement(self) -> dict[str, object]:
+        """What the file itself says of its proof: all that is the same each time it is proven.
+
+        The differences are not: they depend on where in memory an engine's numbers happened to lie.
+        """
+        proof = dataclasses.asdict(self)
+        del proof["max_abs_logit_diff"], proof["max_abs_probability_diff"]
+        return {**proof, "engines": list(self.engines)}
 
     def require_equal(self, name: str) -> None:
         """Raise unless the file called `name` is as good as PyTorch.
@@ -160,9 +170,14 @@ def measure(
         accuracy=accuracy,
         reference_accuracy=questions.accuracy(reference),
         engines=diffs,
-        tolerance=2 * worst if quantized else TOLERANCE,
+        tolerance=_round_up(2 * worst) if quantized else TOLERANCE,
         batch_sizes=batch_sizes,
     )
+
+
+def _round_up(value: float) -> float:
+    """To one decimal, so that it is the same each time; infinite stays infinite."""
+    return math.ceil(value * 10) / 10 if math.isfinite(value) else value
 
 
 def _largest(found: np.ndarray, expected: np.ndarray) -> float:

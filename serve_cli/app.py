@@ -4,7 +4,6 @@ import importlib
 import json
 import sys
 from collections.abc import Iterator
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +12,7 @@ from typer.core import TyperGroup
 
 from serve_cli import process
 from serve_cli.errors import InputError, MnistError, NotSure
-from serve_cli.spec import MODEL_FILES
+from serve_cli.spec import MODEL_FILES, Preprocess
 
 # Commands in modules of their own, by name only: those of the training half may not be there, and each is
 # imported when somebody asks for it.
@@ -50,13 +49,6 @@ app = typer.Typer(
 ModelOption = Annotated[
     Path | None, typer.Option("--model", "-m", help="An .onnx file, or the directory of an artifact or run.")
 ]
-
-
-class Preprocess(StrEnum):
-    """How a picture becomes 28x28."""
-
-    AUTO = "auto"
-    RAW = "raw"
 
 
 def _version(show: bool) -> None:

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from serve_cli.app import Preprocess
 from serve_cli.errors import CheckFailed
 from serve_cli.process import printable
+from serve_cli.spec import Preprocess
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 

@@ -102,7 +102,7 @@ def read_inventory(folder: Path) -> dict[str, Any]:
         for file in inventory["files"].values():
             if not (isinstance(file["sha256"], str) and isinstance(file["bytes"], int)):
                 raise ValueError("a file without hash or size")
-        inventory["contract"].items()
+        inventory["contract"]["parity"].items()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error!r}): export the model again") from error
     return inventory

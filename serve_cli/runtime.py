@@ -39,7 +39,10 @@ class Predictor:
             raise InputError(f"{path} is a PyTorch file, not ONNX: make one with mnist export --format onnx")
         self.contract = parse_contract(model, path)
         self.labels = self.contract.labels
-        self._session = _open_session(model, path)
+        try:
+            self._session = open_session(model)
+        except Unfit as error:
+            raise InputError(f"{path} is not run, {error}: make one with mnist export") from error
         _check_signature(self._session, path)
 
     def predict(self, images: np.ndarray, *, batch_size: int = CHUNK) -> Prediction:
@@ -71,22 +74,23 @@ def _chunks(images: np.ndarray, size: int) -> Iterator[np.ndarray]:
         yield images[start : start + size]
 
 
-def _open_session(model: bytes, path: Path) -> Any:
+def open_session(model: bytes) -> Any:
+    """An onnxruntime session of an ONNX file; it prints nothing and opens no other file.
+
+    Raises:
+        Unfit: the file holds what ours never hold, or onnxruntime cannot run it.
+    """
+    check_graph(model)
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1  # fastest for this net, and it does not spin
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # what is wrong with a file is ours to say
     try:
-        check_graph(model)
         # From bytes: a model can then not make the runtime open any other file.
         # Its fallback would try again, and print about that on stdout.
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
-    except Unfit as error:
-        raise InputError(f"{path} is not run, {error}: make one with mnist export") from error
     except Exception as error:  # onnxruntime's exceptions have no common base
-        raise InputError(
-            f"{path} is not an ONNX model that can be run ({_reason(error)}): make one with mnist export"
-        ) from error
+        raise Unfit(f"onnxruntime {ort.__version__} cannot run it ({_reason(error)})") from error
 
 
 def _reason(error: Exception) -> str:

@@ -7,6 +7,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,15 @@ OUTPUTS: tuple[dict[str, Any], ...] = (
     {"name": "logits", "dtype": "float32", "shape": ["N", CLASSES]},
     {"name": "probabilities", "dtype": "float32", "shape": ["N", CLASSES]},
 )
+
+
+class Preprocess(StrEnum):
+    """How a picture becomes 28x28: as PREPROCESSING says, or it is that already."""
+
+    AUTO = "auto"
+    RAW = "raw"
+
+
 PREPROCESSING = (
     "a picture of a digit is cropped to its ink, fitted into 20x20 with its aspect kept, and placed by its "
     "centre of mass at the centre of 28x28; normalisation is inside the model"
@@ -130,11 +140,14 @@ class Contract:
         contract = cls(
             **{**values, "labels": _labels(values["labels"], source), "outputs": _sequence(values["outputs"])}
         )
-        for name, expected in (("input", INPUT), ("outputs", OUTPUTS)):
+        for name, expected in (("input", INPUT), ("outputs", OUTPUTS), ("preprocessing", PREPROCESSING)):
             if getattr(contract, name) != expected:
                 raise InputError(
                     f"{source}: field {name!r} of its contract is not the one this program serves"
                 )
+        for name in ("normalization", "model", "training", "evaluation", "parity", "versions"):
+            if not isinstance(getattr(contract, name), dict):
+                raise InputError(f"{source}: field {name!r} of its contract must be an object")
         return contract
 
 

@@ -16,7 +16,6 @@ from serve_cli.spec import (
     ARTIFACT_FILE,
     ARTIFACT_FOLDER,
     MODEL_NAME,
-    PARITY_FILE,
     VECTOR_INPUT,
     VECTOR_OUTPUTS,
     Contract,
@@ -73,7 +72,6 @@ def verify_artifact(folder: Path) -> list[str]:
     """
     inventory = read_inventory(folder)
     lines = {name: _check_file(folder, name, stated) for name, stated in inventory["files"].items()}
-    _check_parity(folder, inventory["contract"]["parity"])
     formats = {name: file["format"] for name, file in inventory["files"].items() if "format" in file}
     if not formats:
         raise CheckFailed(f"{folder / ARTIFACT_FILE} lists no model: export it again")
@@ -96,12 +94,6 @@ def _check_file(folder: Path, name: str, stated: Mapping[str, Any]) -> str:
     if len(data) != stated["bytes"] or hashlib.sha256(data).hexdigest() != stated["sha256"]:
         raise CheckFailed(f"{path} is not the file that was exported: its SHA-256 is not the one stated")
     return f"{len(data):,} bytes, hash ok"
-
-
-def _check_parity(folder: Path, stated: Any) -> None:
-    """Compare parity.json with what artifact.json says of the proof."""
-    if json.loads(read_bytes(folder / PARITY_FILE)) != stated:
-        raise CheckFailed(f"{folder / PARITY_FILE} and {ARTIFACT_FILE} disagree: export the model again")
 
 
 def _check_contract(path: Path, stated: Mapping[str, Any], model_format: str) -> Contract:

@@ -49,7 +49,10 @@ def unpickle(path: Path) -> Any:
     return pickle.loads(path.read_bytes())
 
 
-LOADERS = {"load_net": Loader(load_net, content_of_net), "unpickle": Loader(unpickle, pickle.dumps)}
+LOADERS = {
+    "load_net": Loader(load_net, content_of_net),
+    "unpickle": Loader(unpickle, lambda result: b""),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +242,9 @@ def test_the_watch_sees_what_it_must(tmp_path: Path) -> None:
     hungry = ("memory", pickle.dumps(hostile.Call(operator.mul, b"x", MAX_GROWTH + 2**20)))
     *ran, spoke, grew = observe(tmp_path, [*pickles, speaking, hungry], [], ["unpickle"])
     assert len(ran) >= 70
-    assert [seen for seen in ran if not (seen.canary and seen.events)] == []
+    for seen in ran:
+        assert seen.canary, seen
+        assert any(not event.startswith("pickle.find_class") for event in seen.events), seen
     assert spoke.spoke
     assert grew.growth > MAX_GROWTH
 

@@ -1,75 +1,201 @@
-"""The proof sees what it must see: a difference in any sample, at any batch size, and NaN."""
+"""The proof sees what it must see: a difference in any sample, at any batch size, in any engine, and NaN."""
+
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from export.parity import BATCH_SIZES, TOLERANCE, Parity, measure
+from export.format import Runner
+from export.parity import (
+    BATCH_SIZES,
+    LARGEST_LOSS,
+    LOWEST_AGREEMENT,
+    OVERHEAD,
+    TOLERANCE,
+    Parity,
+    Questions,
+    edge_pictures,
+    measure,
+)
 from serve_cli.errors import CheckFailed
 from serve_cli.runtime import Prediction
 
-SAMPLES = 300
+DIGITS = 1000
+EDGES = 8
+PARAMETERS = 109_386
+
+
+def ask(logits: np.ndarray) -> Questions:
+    """Questions whose pictures are their own numbers, all labels being right."""
+    numbers = np.arange(len(logits), dtype=np.uint32)
+    images = np.zeros((len(logits), 28, 28), np.uint8)
+    images[:, 0, :4] = numbers.view(np.uint8).reshape(-1, 4)
+    labels = logits[: len(logits) - EDGES].argmax(axis=1)
+    return Questions(images=images, labels=labels, reference=Prediction(logits, np.full_like(logits, 0.1)))
 
 
 @pytest.fixture
-def reference() -> Prediction:
-    generator = np.random.default_rng(0)
-    logits = generator.normal(size=(SAMPLES, 10)).astype(np.float32)
-    return Prediction(logits, np.full_like(logits, 0.1))
+def questions() -> Questions:
+    return ask(np.random.default_rng(0).normal(size=(DIGITS + EDGES, 10)).astype(np.float32))
 
 
-def shifted(
-    reference: Prediction, *, logit: float = 0.0, probability: float = 0.0, only: int | None = None
-) -> Parity:
-    """The proof of an engine that is off in the last sample, at batch size `only` or at all."""
+def engine(
+    questions: Questions, change: Callable[[np.ndarray, np.ndarray], None], only: int | None = None
+) -> Runner:
+    """An engine whose logits and probabilities went through `change`, at batch size `only` or at all."""
+    logits, probabilities = questions.reference.logits.copy(), questions.reference.probabilities.copy()
+    change(logits, probabilities)
+    wrong = Prediction(logits, probabilities)
 
     def run(images: np.ndarray, batch_size: int) -> Prediction:
-        logits, probabilities = reference.logits.copy(), reference.probabilities.copy()
-        if only in (None, batch_size):
-            logits[-1, 3] += np.float32(logit)
-            probabilities[-1, 3] += np.float32(probability)
-        return Prediction(logits, probabilities)
+        asked = images[:, 0, :4].copy().view(np.uint32).ravel()
+        source = wrong if only in (None, batch_size) else questions.reference
+        return Prediction(source.logits[asked], source.probabilities[asked])
 
-    return measure(run, np.zeros((SAMPLES, 28, 28), np.uint8), reference)
+    return run
 
 
-def test_equal_answers_pass(reference: Prediction) -> None:
-    parity = shifted(reference)
-    assert (parity.max_abs_logit_diff, parity.argmax_flips, parity.samples) == (0.0, 0, SAMPLES)
-    parity.require("model")
+def add(picture: int, *, logit: float = 0.0, probability: float = 0.0) -> Callable[..., None]:
+    def change(logits: np.ndarray, probabilities: np.ndarray) -> None:
+        logits[picture, 3] += np.float32(logit)
+        probabilities[picture, 3] += np.float32(probability)
+
+    return change
 
 
-@pytest.mark.parametrize("batch_size", BATCH_SIZES)
-def test_a_difference_at_one_batch_size_is_seen(reference: Prediction, batch_size: int) -> None:
+def prove(questions: Questions, *runners: Runner, quantized: bool = False) -> Parity:
+    engines = {f"engine {number}": runner for number, runner in enumerate(runners)}
+    return measure(engines, questions, quantized=quantized)
+
+
+def test_equal_answers_pass(questions: Questions) -> None:
+    parity = prove(questions, engine(questions, add(0)))
+    assert (parity.max_abs_logit_diff, parity.argmax_flips, parity.edge_flips) == (0.0, 0, 0)
+    assert (parity.samples, parity.edge_pictures) == (DIGITS, EDGES)
+    assert (parity.agreement, parity.accuracy, parity.reference_accuracy) == (1.0, 1.0, 1.0)
+    parity.require_equal("model")
+    parity.require_close("model", PARAMETERS, PARAMETERS)
+
+
+@pytest.mark.parametrize("batch_size", [size for size in BATCH_SIZES if size])
+@pytest.mark.parametrize("picture", [0, DIGITS - 1, DIGITS + EDGES - 1], ids=["first", "last digit", "edge"])
+def test_a_difference_at_one_batch_size_is_seen(questions: Questions, batch_size: int, picture: int) -> None:
+    logit = engine(questions, add(picture, logit=2 * TOLERANCE), batch_size)
     with pytest.raises(CheckFailed, match="the file differs"):
-        shifted(reference, logit=2 * TOLERANCE, only=batch_size).require("the file")
+        prove(questions, logit).require_equal("the file")
+    probability = engine(questions, add(picture, probability=2 * TOLERANCE), batch_size)
     with pytest.raises(CheckFailed, match="in a probability"):
-        shifted(reference, probability=2 * TOLERANCE, only=batch_size).require("model.onnx")
+        prove(questions, probability).require_equal("model.onnx")
 
 
-def test_a_difference_within_the_tolerance_passes(reference: Prediction) -> None:
-    parity = shifted(reference, logit=TOLERANCE / 2)
+def test_a_difference_in_one_engine_is_seen(questions: Questions) -> None:
+    parity = prove(questions, engine(questions, add(0)), engine(questions, add(5, logit=2 * TOLERANCE)))
+    assert parity.engines["engine 0"] == 0
+    assert parity.engines["engine 1"] == pytest.approx(2 * TOLERANCE, rel=1e-2)
+    with pytest.raises(CheckFailed):
+        parity.require_equal("model")
+
+
+def test_a_difference_within_the_tolerance_passes(questions: Questions) -> None:
+    parity = prove(questions, engine(questions, add(0, logit=TOLERANCE / 2)))
     assert 0 < parity.max_abs_logit_diff < TOLERANCE
-    parity.require("model")
+    parity.require_equal("model")
 
 
-def test_a_flipped_label_fails_however_small_the_difference() -> None:
-    logits = np.zeros((SAMPLES, 10), np.float32)
-    reference = Prediction(logits, logits)
-    parity = shifted(reference, logit=TOLERANCE / 2)
-    assert parity.argmax_flips == 1
-    with pytest.raises(CheckFailed, match=f"1 of {SAMPLES} labels differ"):
-        parity.require("model")
+@pytest.mark.parametrize("picture", [0, DIGITS + EDGES - 1], ids=["digit", "edge"])
+def test_a_flipped_label_fails_however_small_the_difference(picture: int) -> None:
+    questions = ask(np.zeros((DIGITS + EDGES, 10), np.float32))
+    parity = prove(questions, engine(questions, add(picture, logit=TOLERANCE / 2)))
+    assert parity.argmax_flips + parity.edge_flips == 1
+    with pytest.raises(CheckFailed, match=f"1 of {DIGITS + EDGES:,} labels differ"):
+        parity.require_equal("model")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_no_number_fails(reference: Prediction, value: float) -> None:
-    with pytest.raises(CheckFailed):
-        shifted(reference, logit=value).require("model")
+def test_no_number_fails(questions: Questions, value: float) -> None:
+    for quantized in (False, True):
+        parity = prove(questions, engine(questions, add(0, logit=value)), quantized=quantized)
+        with pytest.raises(CheckFailed):
+            parity.require_equal("model")
+        with pytest.raises(CheckFailed):
+            parity.require_close("model", 0, PARAMETERS)
 
 
-def test_another_shape_fails(reference: Prediction) -> None:
+@pytest.mark.parametrize("count", [0, 1], ids=["empty batch", "any batch"])
+def test_another_shape_fails(questions: Questions, count: int) -> None:
     def run(images: np.ndarray, batch_size: int) -> Prediction:
-        return Prediction(reference.logits[:, :9], reference.probabilities)
+        found = engine(questions, add(0))(images, batch_size)
+        narrow = bool(len(images)) == bool(count)
+        return Prediction(found.logits[:, :9] if narrow else found.logits, found.probabilities)
 
     with pytest.raises(CheckFailed):
-        measure(run, np.zeros((SAMPLES, 28, 28), np.uint8), reference).require("model")
+        prove(questions, run).require_equal("model")
+
+
+# A quantized file: the labels and the accuracy count, not the logits.
+
+
+def flip(questions: Questions, count: int) -> Callable[[np.ndarray, np.ndarray], None]:
+    def change(logits: np.ndarray, probabilities: np.ndarray) -> None:
+        best = logits[:count].argmax(axis=1)
+        logits[np.arange(count), best] -= 100
+
+    return change
+
+
+def test_a_quantized_file_may_differ_in_logits(questions: Questions) -> None:
+    def change(logits: np.ndarray, probabilities: np.ndarray) -> None:
+        logits += 0.24
+
+    parity = prove(questions, engine(questions, change), quantized=True)
+    parity.require_close("model", PARAMETERS + OVERHEAD, PARAMETERS)
+    assert parity.tolerance == 0.5  # twice 0.24, rounded up
+    assert parity.edge_pictures == 0
+
+
+def test_a_quantized_file_may_change_few_labels(questions: Questions) -> None:
+    allowed = round((1 - LOWEST_AGREEMENT) * DIGITS)
+    assert allowed == 2
+    for count in (1, 3):
+        parity = prove(questions, engine(questions, flip(questions, count)), quantized=True)
+        assert parity.argmax_flips == count
+        assert parity.agreement == 1 - count / DIGITS
+        assert parity.accuracy == 1 - count / DIGITS
+    with pytest.raises(CheckFailed, match="the labels agree"):
+        parity.require_close("model", 0, PARAMETERS)
+
+
+def test_one_digit_in_a_thousand_is_not_more_than_a_tenth_of_a_point() -> None:
+    parity = Parity(
+        max_abs_logit_diff=0.3,
+        max_abs_probability_diff=0.1,
+        argmax_flips=1,
+        samples=1000,
+        agreement=0.999,
+        edge_flips=0,
+        edge_pictures=0,
+        accuracy=0.880,
+        reference_accuracy=0.881,
+        engines={},
+        tolerance=0.6,
+        batch_sizes=BATCH_SIZES,
+    )
+    assert parity.reference_accuracy - parity.accuracy > LARGEST_LOSS  # as floating point has it
+    parity.require_close("model", 0, PARAMETERS)
+
+
+def test_a_quantized_file_must_be_small(questions: Questions) -> None:
+    parity = prove(questions, engine(questions, add(0)), quantized=True)
+    with pytest.raises(CheckFailed, match="129,387 bytes, allowed are 129,386"):
+        parity.require_close("model", PARAMETERS + OVERHEAD + 1, PARAMETERS)
+    assert PARAMETERS + OVERHEAD <= 130_000
+
+
+def test_edge_pictures_are_what_no_test_set_holds() -> None:
+    pictures = edge_pictures()
+    assert pictures.dtype == np.uint8
+    assert pictures.shape == (EDGES, 28, 28)
+    ink = (pictures > 0).sum(axis=(1, 2)).tolist()
+    assert ink[:4] == [0, 784, 1, 1]
+    assert min(ink[4:]) > 700
+    assert np.array_equal(pictures, edge_pictures())

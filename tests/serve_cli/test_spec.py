@@ -21,6 +21,7 @@ def contract() -> Contract:
         evaluation={"accuracy": 0.97},
         parity={"argmax_flips": 0},
         versions={"torch": "2.14.1"},
+        license="MIT",
     )
 
 
@@ -42,7 +43,10 @@ def test_equal_contracts_give_equal_bytes(contract: Contract) -> None:
         ("input", {"name": "pixels"}, "'input'"),
         ("outputs", [], "'outputs'"),
         ("outputs", 5, "'outputs'"),
+        ("preprocessing", "squash it", "'preprocessing'"),
         ("parity", None, "lacks 'parity'"),
+        ("parity", 5, "'parity'"),
+        ("versions", [], "'versions'"),
         ("colour", "red", "unknown field 'colour'"),
     ],
 )

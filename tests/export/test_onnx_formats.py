@@ -1,0 +1,128 @@
+"""The ONNX files: readable by engines that had no part in making them, in any operator set we offer."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from export.onnx_formats import FIRST_INT8_OPSET, FIRST_OPSET
+from serve_cli.onnx_file import OPERATORS, QUANTIZATION, check_graph
+from serve_cli.runtime import Predictor
+from tests.command import Mnist
+from trainer.data import Dataset
+
+FILES = ("model.onnx", "model.int8.onnx")
+
+
+@pytest.fixture(scope="module")
+def openvino() -> object:
+    """OpenVINO, an engine that shares no code with onnxruntime; its telemetry is off."""
+    os.environ["OPENVINO_TELEMETRY_OPT_OUT"] = "1"
+    return pytest.importorskip("openvino")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("batch_size", [1, 7, 256])
+def test_openvino_gives_the_same_answers(
+    openvino: object, artifact: Path, mnist5k: Dataset, file: str, batch_size: int
+) -> None:
+    images = mnist5k.test.images.numpy()
+    expected = Predictor(artifact / file).predict(images)
+    core = openvino.Core()
+    core.set_property("CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1})
+    model = core.compile_model(core.read_model(artifact / file), "CPU")
+    parts = [
+        model({"image": images[start : start + batch_size]})["logits"]
+        for start in range(0, len(images), batch_size)
+    ]
+    logits = np.concatenate(parts)
+    tolerance = json.loads((artifact / "artifact.json").read_text())["contract"]["parity"]
+    name = "onnx" if file == "model.onnx" else "onnx-int8"
+    assert np.abs(logits - expected.logits).max() <= tolerance[name]["tolerance"]
+    flips = (logits.argmax(axis=1) != expected.logits.argmax(axis=1)).sum()
+    assert flips <= (0 if file == "model.onnx" else 2)
+
+
+@pytest.mark.parametrize("opset", [FIRST_OPSET, FIRST_INT8_OPSET, 23, onnx.defs.onnx_opset_version()])
+def test_every_opset_is_written_proven_and_run_or_refused(
+    run_directory: Path, tmp_path: Path, mnist: Mnist, opset: int
+) -> None:
+    for name, file in zip(("onnx", "onnx-int8"), FILES, strict=True):
+        output = tmp_path / name
+        result = mnist("export", run_directory, "--format", name, "--opset", opset, "--output", output)
+        if result.code == 0:
+            model = onnx.load(output / file)
+            assert [(item.domain, item.version) for item in model.opset_import] == [("", opset)]
+        else:
+            assert result.code == 2, result
+            last = result.err.splitlines()[-1]
+            assert last.startswith(
+                (f"mnist: --opset {opset} cannot be", f"mnist: --opset is {opset}, expected")
+            )
+            assert not output.exists()
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_graph_is_a_chain_of_known_operators(artifact: Path, file: str) -> None:
+    check_graph((artifact / file).read_bytes())
+    used = {node.op_type for node in onnx.load(artifact / file).graph.node}
+    assert used <= OPERATORS | QUANTIZATION
+    assert bool(used & QUANTIZATION) == (file == "model.int8.onnx")
+
+
+def test_the_quantized_weights_are_bytes(artifact: Path) -> None:
+    """Unsigned: with signed ones, sums saturate on processors without VNNI."""
+    model = onnx.load(artifact / "model.int8.onnx")
+    types = {item.name: item.data_type for item in model.graph.initializer if item.dims and item.dims[0] > 1}
+    weights = {name: types[name] for name in types if name.endswith("weight_quantized")}
+    assert len(weights) == 3
+    assert set(weights.values()) == {onnx.TensorProto.UINT8}
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_onnx_says_in_its_own_words_what_the_input_is(artifact: Path, file: str) -> None:
+    model = onnx.load(artifact / file)
+    metadata = {item.key: item.value for item in model.metadata_props}
+    assert metadata["Image.BitmapPixelFormat"] == "Gray8"
+    assert metadata["Image.NominalPixelRange"] == "NominalRange_0_255"
+    assert metadata["Image.ColorSpaceGamma"] == "SRGB"
+    assert metadata["model_license"] == "unspecified"
+    image = model.graph.input[0].type
+    assert image.denotation == "IMAGE"
+    assert [dim.denotation for dim in image.tensor_type.shape.dim] == [
+        "DATA_BATCH",
+        "DATA_FEATURE",
+        "DATA_FEATURE",
+    ]
+    onnx.checker.check_model(model, full_check=True)
+
+
+def test_the_test_vectors_are_real_digits_with_pytorchs_answers(artifact: Path, mnist5k: Dataset) -> None:
+    """Read as the ONNX project's own test runner reads them: a file an input, a file an output, in order."""
+    folder = artifact / "test_data_set_0"
+    tensors = {path.name: onnx.load_tensor(path) for path in folder.iterdir()}
+    graph = onnx.load(artifact / "model.onnx").graph
+    names = [value.name for value in (*graph.input, *graph.output)]
+    files = ["input_0.pb", "output_0.pb", "output_1.pb"]
+    assert [tensors.pop(file).name for file in files] == names
+    assert not tensors
+    images, logits, probabilities = (numpy_helper.to_array(onnx.load_tensor(folder / file)) for file in files)
+    assert images.shape == (20, 28, 28)
+    known = {
+        image.tobytes(): int(label)
+        for image, label in zip(mnist5k.test.images.numpy(), mnist5k.test.labels.numpy(), strict=True)
+    }
+    assert [known[image.tobytes()] for image in images] == [label for label in range(10) for _ in range(2)]
+    assert (logits.argmax(axis=1) == [known[image.tobytes()] for image in images]).mean() > 0.8
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
+
+
+def test_the_licence_is_what_was_said(run_directory: Path, tmp_path: Path, mnist: Mnist) -> None:
+    assert mnist("export", run_directory, "--license", "CC-BY-4.0", "--output", tmp_path / "out").code == 0
+    assert Predictor(tmp_path / "out" / "model.onnx").contract.license == "CC-BY-4.0"
+    assert "license: CC-BY-4.0\n" in (tmp_path / "out" / "MODEL_CARD.md").read_text()

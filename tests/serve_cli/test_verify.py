@@ -1,0 +1,167 @@
+"""`mnist verify`: an artifact passes as it is, and fails when a single byte of it is another."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from export.onnx_formats import seal
+from serve_cli.errors import InputError
+from serve_cli.spec import METADATA_KEY, VECTOR_INPUT
+from serve_cli.verify import read_tensor
+from tests.command import Mnist
+
+
+@pytest.fixture
+def copy(artifact: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(artifact, tmp_path / "copy"))
+
+
+def test_an_artifact_passes(artifact: Path, mnist: Mnist) -> None:
+    result = mnist("verify", artifact)
+    assert (result.code, result.err) == (0, "")
+    lines = dict(line.split(": ", 1) for line in result.out.splitlines())
+    files = {path.relative_to(artifact).as_posix() for path in artifact.rglob("*") if path.is_file()}
+    assert set(lines) == files - {"artifact.json"}
+    for name, line in lines.items():
+        assert "hash ok" in line
+        assert ("contract ok" in line) == name.startswith("model.")
+        assert ("20 test vectors" in line) == name.endswith(".onnx")
+
+
+def test_a_run_stands_for_its_artifact(
+    run_directory: Path, artifact: Path, tmp_path: Path, mnist: Mnist
+) -> None:
+    shutil.copytree(artifact, tmp_path / "run" / "artifact")
+    assert mnist("verify", tmp_path / "run").code == 0
+    mnist("verify", run_directory).assert_refused("holds no artifact.json", "mnist export")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.onnx",
+        "model.int8.onnx",
+        "model.torchscript.pt",
+        "model.pt2",
+        "parity.json",
+        "MODEL_CARD.md",
+        "test_data_set_0/input_0.pb",
+        "test_data_set_0/output_0.pb",
+        "test_data_set_0/output_1.pb",
+    ],
+)
+@pytest.mark.parametrize("place", [0.0, 0.3, 0.7, 1.0])
+def test_one_changed_byte_fails(copy: Path, mnist: Mnist, name: str, place: float) -> None:
+    path = copy / name
+    data = bytearray(path.read_bytes())
+    data[round(place * (len(data) - 1))] ^= 1
+    path.write_bytes(data)
+    result = mnist("verify", copy)
+    assert result.code == 1
+    assert result.out == ""
+    assert len(result.err.splitlines()) == 1
+    assert str(path) in result.err
+
+
+def test_a_file_cut_short_or_gone_fails(copy: Path, mnist: Mnist) -> None:
+    path = copy / "model.onnx"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert mnist("verify", copy).code == 1
+    path.unlink()
+    result = mnist("verify", copy)
+    assert result.code == 1
+    assert "is missing" in result.err
+
+
+def rewrite(folder: Path, change: Callable[[dict], None]) -> None:
+    """Let `change` edit artifact.json."""
+    inventory = json.loads((folder / "artifact.json").read_text())
+    change(inventory)
+    (folder / "artifact.json").write_text(json.dumps(inventory))
+
+
+def replace_model(folder: Path, model: onnx.ModelProto) -> None:
+    """Put another model in place of model.onnx, with the right digest and the right hash in artifact.json."""
+    contract = next(item.value for item in model.metadata_props if item.key == METADATA_KEY)
+    data = seal(model, {METADATA_KEY: contract})
+    (folder / "model.onnx").write_bytes(data)
+    stated = {"format": "onnx", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    rewrite(folder, lambda inventory: inventory["files"].update({"model.onnx": stated}))
+
+
+def test_a_model_that_answers_otherwise_fails_though_all_hashes_are_right(copy: Path, mnist: Mnist) -> None:
+    model = onnx.load(copy / "model.onnx")
+    replace_model(copy, model)
+    assert mnist("verify", copy).code == 0
+    bias = next(item for item in model.graph.initializer if item.name == "net.fc3.bias")
+    values = onnx.numpy_helper.to_array(bias).copy()
+    values[4] += 2e-4
+    bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
+    replace_model(copy, model)
+    result = mnist("verify", copy)
+    assert result.code == 1
+    assert "answers otherwise on this machine" in result.err
+
+
+def test_a_contract_that_was_edited_fails(copy: Path, mnist: Mnist) -> None:
+    rewrite(copy, lambda inventory: inventory["contract"]["evaluation"].update(accuracy=0.9999))
+    result = mnist("verify", copy)
+    assert result.code == 1
+    assert "the contract in" in result.err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda inventory: inventory.pop("files"),
+        lambda inventory: inventory.pop("contract"),
+        lambda inventory: inventory.update(files=5),
+        lambda inventory: inventory["files"].update({"x": 5}),
+        lambda inventory: inventory["files"]["model.onnx"].pop("sha256"),
+        lambda inventory: inventory["contract"].update(parity=None),
+    ],
+)
+def test_a_damaged_inventory_is_bad_input(copy: Path, mnist: Mnist, change: Callable[[dict], None]) -> None:
+    rewrite(copy, change)
+    mnist("verify", copy).assert_refused("artifact.json")
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/hostname"])
+def test_no_file_outside_is_read(copy: Path, mnist: Mnist, name: str) -> None:
+    (copy.parent / "outside").write_text("x")
+    rewrite(copy, lambda inventory: inventory["files"].update({name: {"bytes": 1, "sha256": "0" * 64}}))
+    result = mnist("verify", copy)
+    assert result.code == 1
+    assert "not in its folder" in result.err
+
+
+def test_an_inventory_without_models_fails(copy: Path, mnist: Mnist) -> None:
+    rewrite(copy, lambda inventory: inventory.update(files={}))
+    result = mnist("verify", copy)
+    assert result.code == 1
+    assert "lists no model" in result.err
+
+
+def test_bad_usage(tmp_path: Path, mnist: Mnist) -> None:
+    mnist("verify", tmp_path / "nope").assert_refused("nope", "artifact.json")
+    mnist("verify").assert_refused("artifact", "--help")
+    (tmp_path / "artifact.json").write_text("{")
+    mnist("verify", tmp_path).assert_refused("artifact.json is damaged")
+
+
+def test_tensors_are_those_that_onnx_reads(artifact: Path) -> None:
+    path = artifact / VECTOR_INPUT
+    np.testing.assert_array_equal(read_tensor(path), onnx.numpy_helper.to_array(onnx.load_tensor(path)))
+
+
+@pytest.mark.parametrize("data", [b"\xff", b"\x10\x07", b"\x08\x05\x10\x02\x4a\x01\x00"])
+def test_what_is_no_tensor_of_ours_is_refused(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "input_0.pb").write_bytes(data)
+    with pytest.raises(InputError, match=r"input_0\.pb is no tensor of ours"):
+        read_tensor(tmp_path / "input_0.pb")

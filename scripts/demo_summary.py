@@ -15,6 +15,8 @@ dataset, test, train = report["dataset"]["name"], report["test"], report["train"
 print(f"Accuracy   {test['accuracy']:.2%} on {test['samples']:,} test images of {dataset}")
 print(f"Training   {train['seconds']:.1f} s, {train['images_per_second']:,.0f} images/s on {train['device']}")
 for name, file in files.items():
+    if "format" not in file:
+        continue
     proof = parity[file["format"]]
     print(
         f"{name:<22} {file['bytes']:,} bytes; against PyTorch on {proof['samples']:,} images: "

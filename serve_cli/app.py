@@ -21,6 +21,7 @@ LAZY_COMMANDS = {
     "export": "export.main",
     "verify": "serve_cli.verify",
     "evaluate": "serve_cli.evaluate",
+    "bench": "serve_cli.bench",
 }
 
 
@@ -45,6 +46,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+LONGEST_LIST = 200
+"""Characters of a list that `mnist info` prints as it is."""
 
 ModelOption = Annotated[
     Path | None, typer.Option("--model", "-m", help="An .onnx file, or the directory of an artifact or run.")
@@ -117,7 +121,7 @@ def infer(
 @app.command()
 def info(
     model: Annotated[
-        Path, typer.Argument(help="An .onnx or TorchScript file, or the directory of an artifact or run.")
+        Path, typer.Argument(help="A file that mnist export made, or the directory of an artifact or run.")
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print the contract as one JSON document.")] = False,
 ) -> None:
@@ -140,13 +144,16 @@ def info(
 
 
 def outline(value: Any, indent: str = "") -> Iterator[str]:
-    """Yield the lines of a nested JSON value as an indented list of `name: value`."""
+    """Yield the lines of a nested JSON value as an indented list of `name: value`; long lists are counted."""
     for key, item in value.items():
         if isinstance(item, dict) and item:
             yield f"{indent}{key}:"
             yield from outline(item, indent + "  ")
-        else:
-            yield f"{indent}{key}: {item if isinstance(item, str) else json.dumps(item)}"
+            continue
+        text = item if isinstance(item, str) else json.dumps(item)
+        if isinstance(item, list) and len(text) > LONGEST_LIST:
+            text = f"{len(item)} entries, see --json"
+        yield f"{indent}{key}: {text}"
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ class Engine(Protocol):
 def open_engine(path: Path) -> Engine:
     """Open the model that `path` stands for: a file of any format, an artifact or a run.
 
-    In a directory ONNX comes first.
+    In a directory ONNX comes first, a run's state_dict last.
 
     Raises:
         InputError: there is no such model, or it cannot be used.

@@ -36,8 +36,8 @@ def find_model(path: Path, names: Sequence[str] = ONNX_FILES) -> Path:
             return path
     except OSError as error:
         raise InputError(f"cannot read model {path}: {error.strerror}") from error
-    for folder in (path, path / ARTIFACT_FOLDER):
-        for name in names:
+    for name in names:
+        for folder in (path, path / ARTIFACT_FOLDER):
             if (folder / name).is_file():
                 return folder / name
     if is_folder:
@@ -126,7 +126,8 @@ def parse_contract(model: bytes, path: Path) -> Contract:
     text = _extra_file(model, path) if model.startswith(ZIP_MAGIC) else _onnx_metadata(model, path)
     if text is None:
         raise InputError(
-            f"{path} carries no {METADATA_KEY} contract, so its input is unknown: make it with mnist export"
+            f"{path} is not a model of ours, it carries no {METADATA_KEY} contract: "
+            "make one with mnist export"
         )
     return Contract.from_json(text, path)
 
@@ -137,7 +138,7 @@ def _onnx_metadata(model: bytes, path: Path) -> str | None:
         if METADATA_KEY in metadata:
             check_digest(model, metadata)
     except Unfit as error:
-        raise InputError(f"{path} cannot be used, {error}: make one with mnist export") from error
+        raise InputError(f"{path} is not a model of ours, {error}: make one with mnist export") from error
     return metadata.get(METADATA_KEY)
 
 

@@ -1,8 +1,10 @@
 """The Predictor: one class that runs a model, for the CLI and for the proof of an export alike."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,12 @@ from serve_cli.spec import IMAGE_SIZE, INPUT, OUTPUTS
 
 CHUNK = 256
 """Images a call of the session: larger batches are slower for a net of this size."""
+
+
+SOURCE_LINE = re.compile(r"^\S+\.(cc|h):\d+ (.*\) )?")
+"""Where in onnxruntime's source an error was raised."""
+
+LONGEST_REASON = 200
 
 
 @dataclass(frozen=True)
@@ -94,8 +102,9 @@ def open_session(model: bytes) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """What onnxruntime says, without its codes and its source lines."""
-    return str(error).rpartition(" : ")[2].partition("\n")[0]
+    """What onnxruntime says, without its codes, its source lines, and most of its longer speeches."""
+    text = str(error).rpartition(" : ")[2].partition("\n")[0]
+    return shorten(SOURCE_LINE.sub("", text), LONGEST_REASON, placeholder=" ...")
 
 
 def _check_signature(session: Any, path: Path) -> None:

@@ -148,6 +148,8 @@ class Contract:
         for name in ("normalization", "model", "training", "evaluation", "parity", "versions"):
             if not isinstance(getattr(contract, name), dict):
                 raise InputError(f"{source}: field {name!r} of its contract must be an object")
+        if not isinstance(contract.license, str):
+            raise InputError(f"{source}: field 'license' of its contract must be text")
         return contract
 
 

@@ -39,7 +39,7 @@ def verify(
         Path, typer.Argument(help="An artifact directory, a run that has one, or a Triton repository.")
     ],
 ) -> None:
-    """Check an artifact: is it what was exported, and does it answer here as PyTorch did there?
+    """Check an artifact: its hashes, its contracts, its answers.
 
     Every file is compared with its hash in artifact.json, each model's contract with the one there, and the
     ONNX files replay the stored test vectors. It needs no torch, so torch's own formats are checked but not

@@ -2,12 +2,15 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from serve_cli.spec import MODEL_FILES
 
 TRAINING_ONLY = (
     "torch",
@@ -20,7 +23,7 @@ TRAINING_ONLY = (
     "safetensors",
 )
 PIP = "pip install 'mnist-toolkit[train]'"
-COMMANDS = ("train", "export", "infer", "info")
+COMMANDS = ("train", "export", "verify", "evaluate", "bench", "infer", "info")
 
 Without = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -71,10 +74,31 @@ def test_help_of_every_command(mnist: Without, command: str) -> None:
 def test_infer_and_info_answer(mnist: Without, digit_png: Path, artifact: Path) -> None:
     answer = json.loads(mnist("infer", digit_png, "--model", artifact, "--json").stdout)
     assert answer["label"] == 7
-    for name in ("model.onnx", "model.torchscript.pt"):
-        result = mnist("info", artifact / name, "--json")
+    for file in MODEL_FILES.values():
+        result = mnist("info", artifact / file.name, "--json")
         assert json.loads(result.stdout)["labels"] == list(range(10))
         assert result.stderr == ""
+
+
+def test_verify_evaluate_and_bench_answer(
+    mnist: Without, artifact: Path, tmp_path: Path, digit_png: Path
+) -> None:
+    assert mnist("verify", artifact).returncode == 0
+    damaged = Path(shutil.copytree(artifact, tmp_path / "damaged"))
+    for name in ("model.onnx", "test_data_set_0/output_0.pb"):
+        data = (artifact / name).read_bytes()
+        (damaged / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        assert mnist("verify", damaged).returncode == 1
+        (damaged / name).write_bytes(data)
+    (tmp_path / "data" / "7").mkdir(parents=True)
+    shutil.copy(digit_png, tmp_path / "data" / "7")
+    report = mnist("evaluate", artifact, "--data", tmp_path / "data", "--json")
+    assert json.loads(report.stdout)["accuracy"] == 1.0
+    result = mnist("evaluate", artifact / "model.pt2", "--data", tmp_path / "data")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert PIP in result.stderr
+    figures = json.loads(mnist("bench", artifact, "--rounds", 1, "--json").stdout)
+    assert [Path(model["model"]).name for model in figures["models"]] == ["model.onnx", "model.int8.onnx"]
 
 
 @pytest.mark.parametrize("arguments", [("train",), ("export", "runs/notebook")])

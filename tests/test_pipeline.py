@@ -13,7 +13,9 @@ from PIL import Image
 
 from serve_cli.preprocess import to_mnist
 from serve_cli.runtime import Predictor
+from serve_cli.spec import MODEL_FILES
 from tests.command import Mnist
+from tests.conftest import MNIST_DATA_DIR
 from trainer.data import Dataset
 
 TUTORIAL = textwrap.dedent(
@@ -89,6 +91,28 @@ def test_a_state_dict_of_the_tutorials_script_on_10000_digits(
     full_mnist: Dataset, tmp_path: Path, mnist: Mnist
 ) -> None:
     check_tutorial_script(full_mnist, tmp_path, mnist)
+
+
+def test_all_formats_of_a_run_on_the_whole_of_mnist(
+    full_mnist: Dataset, tmp_path: Path, mnist: Mnist
+) -> None:
+    flags = ("--recipe", "fast", "--data-dir", MNIST_DATA_DIR, "--output", tmp_path / "run")
+    assert mnist("train", *flags).code == 0
+    result = mnist("export", tmp_path / "run", "--format", "all", "--data-dir", MNIST_DATA_DIR)
+    assert result.code == 0, result.err
+    artifact = tmp_path / "run" / "artifact"
+    parity = json.loads((artifact / "parity.json").read_text())
+    assert set(parity) == set(MODEL_FILES)
+    for name, proof in parity.items():
+        assert proof["samples"] == 10_000
+        if name == "onnx-int8":
+            assert proof["agreement"] >= 0.998
+            assert abs(proof["accuracy"] - proof["reference_accuracy"]) <= 0.001 + 1e-9
+        else:
+            assert proof["max_abs_logit_diff"] <= 1e-4
+            assert (proof["argmax_flips"], proof["edge_flips"]) == (0, 0)
+    assert (artifact / MODEL_FILES["onnx-int8"].name).stat().st_size <= 130_000
+    assert mnist("verify", artifact).code == 0
 
 
 def test_accelerate_launch_to_answers(mnist5k: Dataset, tmp_path: Path, mnist: Mnist) -> None:

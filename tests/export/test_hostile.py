@@ -14,16 +14,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
 from export.weights import load_net
 from serve_cli.errors import InputError
+from serve_cli.model_file import read_contract
+from serve_cli.runtime import Predictor
 from tests.export import hostile
+from tests.export.hostile_onnx import onnx_files
 from trainer.model import MLP
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of its memory from /proc")
 
 ROOT = Path(__file__).parents[2]
+SEVEN = np.zeros((7, 28, 28), np.uint8)
 MAX_GROWTH = 256 * 1024**2
 MAX_LINE = 400
 """Characters of an error, the path aside."""
@@ -51,6 +56,8 @@ def unpickle(path: Path) -> Any:
 
 LOADERS = {
     "load_net": Loader(load_net, content_of_net),
+    "Predictor": Loader(Predictor, lambda predictor: predictor.predict(SEVEN).logits.tobytes()),
+    "read_contract": Loader(read_contract, lambda contract: contract.to_json().encode()),
     "unpickle": Loader(unpickle, lambda result: b""),
 }
 
@@ -184,12 +191,16 @@ def observe(
 
 
 @pytest.fixture(scope="module")
-def observations(tmp_path_factory: pytest.TempPathFactory) -> list[Observation]:
+def observations(tmp_path_factory: pytest.TempPathFactory, artifact: Path) -> list[Observation]:
     folder = tmp_path_factory.mktemp("hostile")
+    model = (artifact / "model.onnx").read_bytes()
     (folder / "load_net").write_bytes(hostile.saved(hostile.small_state()))
+    for loader in ("Predictor", "read_contract"):
+        (folder / loader).write_bytes(model)
     (folder / "specials").mkdir()
-    files = hostile.corpus(folder / "canary", write_script(folder))
-    return observe(folder, files, hostile.special_files(folder / "specials"), ["load_net"])
+    files = [*hostile.corpus(folder / "canary", write_script(folder)), *onnx_files(model)]
+    loaders = ("load_net", "Predictor", "read_contract")
+    return observe(folder, files, hostile.special_files(folder / "specials"), loaders)
 
 
 def write_script(folder: Path) -> Path:
@@ -202,13 +213,17 @@ def test_the_corpus_is_large(observations: list[Observation]) -> None:
     kinds = Counter(seen.name.partition("/")[0] for seen in observations)
     assert len(observations) >= 230
     assert len(kinds) >= 12
-    assert len({seen.name for seen in observations}) == len(observations)
+    assert len({(seen.name, seen.loader) for seen in observations}) == len(observations)
+    assert Counter(seen.loader for seen in observations).keys() == LOADERS.keys() - {"unpickle"}
 
 
 def test_every_file_is_refused_in_one_line(observations: list[Observation]) -> None:
-    """A bit that nobody reads may be any; the net is then the genuine one, bit for bit."""
+    """A bit that nobody reads may be any; the net is then the genuine one, bit for bit.
+
+    Who asks for the contract alone may get the genuine one: that runs nothing.
+    """
     for seen in observations:
-        if seen.name.startswith("flip/") and seen.outcome == EQUAL:
+        if seen.outcome == EQUAL and (seen.name.startswith("flip/") or seen.loader == "read_contract"):
             continue
         assert seen.outcome == REFUSED, seen
         assert "PATH" in seen.message, seen

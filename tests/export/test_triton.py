@@ -12,13 +12,13 @@ from export.triton import (
     CONFIG_FILE,
     LABELS_FILE,
     MODEL_FILE,
-    MODEL_NAME,
     VERSION,
     config_pbtxt,
     labels_txt,
 )
 from serve_cli.runtime import CHUNK, Predictor
-from serve_cli.spec import INPUT, OUTPUTS
+from serve_cli.spec import INPUT, MODEL_NAME, OUTPUTS
+from tests.command import Mnist
 
 TYPES = {"uint8": schema.TYPE_UINT8, "float32": schema.TYPE_FP32}
 ONNX_TYPES = {"tensor(uint8)": schema.TYPE_UINT8, "tensor(float)": schema.TYPE_FP32}
@@ -119,3 +119,26 @@ def test_a_label_a_line_in_the_order_of_the_classes(artifact: Path, config: sche
 
 def test_labels_may_be_words() -> None:
     assert labels_txt(("T-shirt/top", "Ankle boot", 7)) == "T-shirt/top\nAnkle boot\n7\n"
+
+
+def test_the_export_leaves_a_repository(
+    run_directory: Path, artifact: Path, tmp_path: Path, mnist: Mnist
+) -> None:
+    command = ("export", run_directory, "--layout", "triton", "--output", tmp_path / "repository")
+    assert mnist(*command).code == 0
+    assert [path.name for path in (tmp_path / "repository").iterdir()] == [MODEL_NAME]
+    folder = tmp_path / "repository" / MODEL_NAME
+    parsed = text_format.Parse((folder / CONFIG_FILE).read_text(), schema.ModelConfig())
+    assert parsed == text_format.Parse(config_pbtxt(), schema.ModelConfig())
+    assert (folder / LABELS_FILE).read_text() == "".join(f"{label}\n" for label in range(10))
+    model = folder / VERSION / parsed.default_model_filename
+    assert model.read_bytes() == (artifact / "model.onnx").read_bytes()
+    for path in (tmp_path / "repository", folder):
+        assert mnist("verify", path).code == 0
+
+    mnist(*command).assert_refused("exists already")
+    assert mnist(*command, "--format", "onnx-int8", "--overwrite").code == 0
+    assert model.read_bytes() == (artifact / "model.int8.onnx").read_bytes()
+    model.write_bytes(model.read_bytes()[:-1] + b"?")
+    assert mnist("verify", folder).code == 1
+    mnist("info", model).assert_refused("is not the file that artifact.json speaks of")

@@ -1,7 +1,6 @@
 """ONNX files are looked through before anything runs them; onnx itself is the oracle."""
 
 import contextlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +8,11 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from serve_cli.onnx_file import Unfit, check_digest, check_graph, digest, read_metadata
 from serve_cli.protobuf import fields
+from tests.export.hostile_onnx import HOSTILE_GRAPHS
 
 
 @pytest.fixture
@@ -81,80 +81,10 @@ def test_the_digest_does_not_depend_on_itself() -> None:
     assert digest(b"abc" + empty.encode(), empty) == empty
 
 
-Change = Callable[[onnx.GraphProto], object]
-
-
-def insert(operator: str, domain: str = "", **attributes: object) -> Change:
-    """Put an operator between image and the first of ours."""
-
-    def change(graph: onnx.GraphProto) -> None:
-        graph.node[0].input[0] = "new"
-        graph.node.insert(0, helper.make_node(operator, ["image"], ["new"], domain=domain, **attributes))
-
-    return change
-
-
-def constant(name: str, values: np.ndarray) -> Change:
-    def change(graph: onnx.GraphProto) -> None:
-        graph.initializer.append(numpy_helper.from_array(values, name))
-
-    return change
-
-
-def all_of(*changes: Change) -> Change:
-    return lambda graph: [change(graph) for change in changes]
-
-
-def external(graph: onnx.GraphProto) -> None:
-    weight = graph.initializer[0]
-    weight.data_location = TensorProto.EXTERNAL
-    weight.external_data.add(key="location", value="/etc/passwd")
-    weight.ClearField("raw_data")
-
-
-def wider(graph: onnx.GraphProto) -> None:
-    division = next(node for node in graph.node if node.op_type == "Div")
-    division.input[1] = "wide"
-    graph.initializer.append(numpy_helper.from_array(np.ones((100, 1, 1), np.float32), "wide"))
-
-
-def side_by_side(graph: onnx.GraphProto) -> None:
-    """Multiply two constants: an outer product of any size, out of a small file."""
-    graph.initializer.append(numpy_helper.from_array(np.ones((1000, 1), np.float32), "tall"))
-    graph.initializer.append(numpy_helper.from_array(np.ones((1, 1000), np.float32), "flat"))
-    graph.node.append(helper.make_node("Gemm", ["tall", "flat"], ["huge"]))
-
-
-def of_its_own_output(graph: onnx.GraphProto) -> None:
-    gemm = next(node for node in graph.node if node.op_type == "Gemm")
-    gemm.input[1] = gemm.input[0]
-
-
-HOSTILE = {
-    "a loop": (insert("Loop"), "operator Loop"),
-    "a branch": (insert("If"), "operator If"),
-    "a giant": (insert("Expand"), "operator Expand"),
-    "a repetition": (insert("Tile"), "operator Tile"),
-    "a custom domain": (insert("Relu", domain="com.evil"), r"operator com\.evil\.Relu"),
-    "onnxruntime's own": (insert("QGemm", domain="com.microsoft"), r"operator com\.microsoft\.QGemm"),
-    "external data": (external, "lie in another file"),
-    "a large divisor": (wider, "more than a single number"),
-    "constants multiplied": (side_by_side, "reads tall where probabilities belongs"),
-    "a product with itself": (of_its_own_output, "is no constant"),
-    "no input": (lambda graph: graph.node[0].ClearField("input"), "graph is damaged"),
-    "no output": (lambda graph: graph.node[0].ClearField("output"), "graph is damaged"),
-    "sparse numbers": (lambda graph: graph.sparse_initializer.add(), "sparse"),
-    "too many operators": (
-        lambda graph: [graph.node.append(helper.make_node("Relu", ["x"], ["x"])) for _ in range(2000)],
-        "at most 2,000",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", HOSTILE_GRAPHS)
 def test_a_hostile_graph_is_refused(model: onnx.ModelProto, name: str) -> None:
     check_graph(model.SerializeToString())
-    change, message = HOSTILE[name]
+    change, message = HOSTILE_GRAPHS[name]
     change(model.graph)
     with pytest.raises(Unfit, match=message):
         check_graph(model.SerializeToString())

@@ -1,17 +1,14 @@
 """Test vectors: a few real digits with PyTorch's answers, as files that any ONNX runtime's tests can read."""
 
-import numpy as np
 from onnx import numpy_helper
 
 from export.parity import Questions
-from serve_cli.spec import CLASSES, INPUT, OUTPUTS, VECTOR_INPUT, VECTOR_OUTPUTS
-
-OF_EACH_CLASS = 2
+from serve_cli.spec import INPUT, OUTPUTS, VECTOR_INPUT, VECTOR_OUTPUTS
 
 
 def vectors(questions: Questions) -> dict[str, bytes]:
-    """The files of the first two test digits of each class, by path in the artifact directory."""
-    shown = np.concatenate([np.flatnonzero(questions.labels == c)[:OF_EACH_CLASS] for c in range(CLASSES)])
+    """The files of the digits to show, by path in the artifact directory."""
+    shown = questions.shown()
     answers = (questions.reference.logits, questions.reference.probabilities)
     names = [INPUT["name"], *(output["name"] for output in OUTPUTS)]
     return {

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from serve_cli.spec import MODEL_FILES
 from tests.command import Mnist
 
 ROOT = Path(__file__).parents[1]
@@ -50,7 +51,7 @@ def test_the_tree_is_the_repositorys() -> None:
     if tracked.returncode != 0:
         pytest.skip("needs a git checkout, to know which files are the project's")
     files = [Path(line) for line in tracked.stdout.splitlines() if (ROOT / line).is_file()]
-    for folder in (*PACKAGES, "scripts"):
+    for folder in (*PACKAGES, "scripts", "docs"):
         here = {
             path.name if len(path.parts) == 2 else f"{path.parts[1]}/"
             for path in files
@@ -60,19 +61,24 @@ def test_the_tree_is_the_repositorys() -> None:
     assert set(named) == {path.parts[0] for path in files if len(path.parts) > 1} - {".ci"}
 
 
+def test_every_format_is_in_the_table() -> None:
+    rows = [f"| `{name}` | `{file.name}` | {file.about} |" for name, file in MODEL_FILES.items()]
+    assert "\n".join(rows) in README
+
+
 def test_every_dependency_has_its_reason() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     table = README.split("| Dependency |")[1].split("\n\n")[0]
     for requirements in (project["dependencies"], *project["optional-dependencies"].values()):
         for requirement in requirements:
-            name = re.split("[><=]", requirement)[0]
+            name = re.split(r"[><=\[]", requirement)[0]
             assert re.search(rf"\b{name}\b", table), name
 
 
 def test_the_commands_of_the_session_parse(mnist: Mnist) -> None:
     """Each is called with --help added: unknown commands and flags fail, nothing runs."""
     commands = [line[2:] for line in README.splitlines() if line.startswith("$ ")]
-    assert len(commands) == 3
+    assert len(commands) == 4
     for command in commands:
         words = shlex.split(command)
         if words[0] == "mnist":
@@ -85,5 +91,5 @@ def test_the_commands_of_the_session_parse(mnist: Mnist) -> None:
 
 def test_no_local_path_is_committed() -> None:
     scripts = (path for path in (ROOT / "scripts").rglob("*") if path.is_file())
-    for path in [*ROOT.glob("*.md"), *scripts, *ROOT.glob("*/*.py")]:
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *scripts, *ROOT.glob("*/*.py")]:
         assert not re.search(r"(?<![\w.])/(?:work|root|home)/", path.read_text(encoding="utf-8")), path

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import stat
 import zipfile
 from collections.abc import Sequence
@@ -52,15 +53,20 @@ def read_bytes(path: Path) -> bytes:
         InputError: it cannot be read, is too large, or is not a regular file.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise InputError(f"{path} is not a regular file: name a model file, an artifact or a run")
-        with path.open("rb") as stream:
+        with open(path, "rb", opener=_without_waiting) as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise InputError(f"{path} is not a regular file: name a model file, an artifact or a run")
             data = stream.read(MAX_BYTES + 1)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     if len(data) > MAX_BYTES:
         raise InputError(f"{path} has more than {MAX_BYTES // 1024**2} MiB, more than any model of ours")
     return data
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file, but never wait for somebody to write into a pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def read_model(path: Path) -> bytes:

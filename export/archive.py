@@ -284,8 +284,10 @@ class _Program:
         self.push(torch.frombuffer(numbers, dtype=dtype) if numbers else torch.empty(0, dtype=dtype))
 
 
-def _view(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
-    """A tensor over `storage`, all of whose elements are there."""
+def _view(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *rest: Any) -> Tensor:
+    """A tensor over `storage`, all of whose elements are there; `rest` says what else it is."""
+    if any(rest[2:]):
+        raise Refused("a tensor in it is a negated or conjugated view", "save tensor.resolve_neg().clone()")
     if not (isinstance(storage, Tensor) and isinstance(size, tuple) and len(size) <= MAX_DIMENSIONS):
         raise TypeError("not how torch.save names a tensor")
     if any(type(number) is not int or not 0 <= number <= MAX_BYTES for number in (offset, *size, *stride)):

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import torch
 
 from export import triton
 from export.format import Format, Order
 from export.formats import FORMATS
 from export.model_card import model_card
-from export.parity import BATCH_SIZES, Parity, Questions, edge_pictures, measure
+from export.parity import BATCH_SIZES, Parity, Questions, edge_pictures, measure, most_bytes
 from export.source import Source
 from export.torch_formats import runner
 from export.vectors import vectors
@@ -28,10 +30,12 @@ from serve_cli.spec import (
     MODEL_FILES,
     MODEL_NAME,
     PARITY_FILE,
+    TRITON_FILE,
     Contract,
 )
 from serve_cli.verify import verify_artifact
-from trainer.data import Dataset, load_dataset
+from trainer.data import Dataset, Split, load_dataset
+from trainer.model import DeployedModel, Normalize
 from trainer.run_directory import json_bytes
 from trainer.staging import staged_folder
 
@@ -39,6 +43,13 @@ REFERENCE_BATCH = 256
 
 CALIBRATION_IMAGES = 10_000
 """Training images that set the ranges of the 8-bit format; with 2,000 the error is twice as large."""
+
+USUAL_NORMALIZATIONS = ((0.5, 0.5), (0.1307, 0.3081), (0.0, 1.0))
+"""Mean and std in tutorials: the notebook's, those of MNIST's pixels, none."""
+
+CLEARLY, TRAINED = 0.01, 0.5
+"""How much better (0 to 1) than the given one, and how well at all, another normalisation must read to be
+mentioned."""
 
 DECIMALS = 6
 """Of the figures in a contract."""
@@ -49,9 +60,13 @@ OURS = frozenset((*ARTIFACT_FILES, *triton.REPOSITORY_FILES))
 
 @dataclass(frozen=True)
 class Artifact:
-    """What was published: the `accuracy` (0 to 1) on the test split, and file and proof of each format."""
+    """What was published: the `accuracy` (0 to 1) on the test split, and file and proof of each format.
+
+    `fits_better` is a usual (mean, std) with which the net reads training images clearly better, if any.
+    """
 
     accuracy: float
+    fits_better: tuple[float, float] | None
     files: Mapping[str, Path]
     proofs: Mapping[str, Parity]
 
@@ -76,8 +91,10 @@ def build_artifact(
         CheckFailed: a format differs from PyTorch; nothing is published, what stood at `output` stays.
         InputError: the data or the output does not allow it.
     """
-    files = {name: _model_file(name, layout) for name in formats}
-    root = Path(MODEL_NAME) if layout == "triton" else Path()
+    _require_opset(formats, opset)
+    root, files = Path(), {name: MODEL_FILES[name].name for name in formats}
+    if layout == "triton":
+        root, files = Path(MODEL_NAME), dict.fromkeys(formats, TRITON_FILE)
     with staged_folder(output, ours=OURS, overwrite=overwrite) as folder:
         dataset = load_dataset(source.dataset, data_dir)
         questions = ask(source, dataset)
@@ -85,7 +102,7 @@ def build_artifact(
         order = Order(opset=opset, calibration=dataset.train.images[:CALIBRATION_IMAGES].numpy())
         proofs: dict[str, Parity] = {}
         for name, file in files.items():
-            tell(f"{name}: converting, then comparing with PyTorch on {len(questions.images):,} pictures")
+            tell(f"{name}: converting, then comparing with PyTorch on {len(dataset.test):,} test images")
             path = folder / root / file
             path.parent.mkdir(parents=True, exist_ok=True)
             proofs[name] = _publishable(FORMATS[name], source, contract, path, questions, order)
@@ -98,9 +115,18 @@ def build_artifact(
         verify_artifact(folder / root)  # as its users will
     return Artifact(
         accuracy=contract.evaluation["accuracy"],
+        fits_better=fits_better(source, dataset.train.take(torch.arange(len(order.calibration)))),
         files={name: output / root / file for name, file in files.items()},
         proofs=proofs,
     )
+
+
+def _require_opset(formats: Sequence[str], opset: int) -> None:
+    newest = onnx.defs.onnx_opset_version()
+    for name in formats:
+        first = FORMATS[name].first_opset
+        if first is not None and not first <= opset <= newest:
+            raise InputError(f"--opset is {opset}, {name} takes {first} to {newest}")
 
 
 def ask(source: Source, dataset: Dataset) -> Questions:
@@ -108,6 +134,24 @@ def ask(source: Source, dataset: Dataset) -> Questions:
     images = np.concatenate([dataset.test.images.numpy(), edge_pictures()])
     reference = runner(source.model())(images, REFERENCE_BATCH)
     return Questions(images=images, labels=dataset.test.labels.numpy(), reference=reference)
+
+
+def fits_better(source: Source, train: Split) -> tuple[float, float] | None:
+    """A usual (mean, std) with which a bare net reads `train` clearly better than with its own, or None.
+
+    A state_dict does not say how its pixels were normalised, and a wrong guess only costs accuracy.
+    """
+    if source.training:
+        return None
+
+    def accuracy(mean: float, std: float) -> float:
+        run = runner(DeployedModel(source.net, Normalize(mean, std)).eval())
+        found = run(train.images.numpy(), REFERENCE_BATCH).logits.argmax(axis=1)
+        return float((found == train.labels.numpy()).mean())
+
+    best = max(USUAL_NORMALIZATIONS, key=lambda usual: accuracy(*usual))
+    at_least = max(accuracy(source.mean, source.std) + CLEARLY, TRAINED)
+    return best if accuracy(*best) > at_least else None
 
 
 def _publishable(
@@ -132,7 +176,8 @@ def _prove(
     engines = {name: load(path) for name, load in kind.engines.items()}
     proof = measure(engines, questions, quantized=kind.quantized, batch_sizes=batch_sizes)
     if kind.quantized:
-        proof.require_close(path.name, path.stat().st_size, contract.model["parameters"])
+        sizes = [int(size) for size in contract.model["layers"].split("-")]
+        proof.require_close(path.name, path.stat().st_size, most_bytes(sizes))
     else:
         proof.require_equal(path.name)
     return proof
@@ -176,19 +221,6 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, list):
         return [_rounded(item) for item in value]
     return round(value, DECIMALS) if isinstance(value, float) else value
-
-
-def _model_file(name: str, layout: str) -> str:
-    """Where the file of a format lies in the artifact.
-
-    Raises:
-        InputError: the layout has no place for it.
-    """
-    if layout == "plain":
-        return MODEL_FILES[name].name
-    if name in triton.FORMATS:
-        return f"{triton.VERSION}/{triton.MODEL_FILE}"
-    raise InputError(f"--layout triton takes --format {' or '.join(triton.FORMATS)}, not {name}")
 
 
 def _complete(root: Path, contract: Contract, files: Mapping[str, str], questions: Questions) -> None:

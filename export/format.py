@@ -34,13 +34,15 @@ class Format:
     """`convert` writes the file and `stamp` puts a contract into it.
 
     `engines` open it, by name, each as somebody's users do; the proof asks all of them. A `quantized` format
-    is allowed to differ a little from PyTorch, see parity.
+    is allowed to differ a little from PyTorch, see parity. `first_opset` is the oldest operator set that it
+    can have, None where there are none.
     """
 
     convert: Callable[[DeployedModel, Path, Order], None]
     stamp: Callable[[Path, Contract], None]
     engines: Mapping[str, Callable[[Path], Runner]]
     quantized: bool = False
+    first_opset: int | None = None
 
 
 @contextmanager

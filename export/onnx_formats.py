@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
+import torch._dynamo  # the exporter's own import of it would swallow Ctrl-C
+from onnx import numpy_helper
 from onnx.helper import set_model_props
 from onnx.reference import ReferenceEvaluator
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -39,7 +41,6 @@ def convert_onnx(model: DeployedModel, path: Path, order: Order) -> None:
     Raises:
         InputError: the exporter cannot write this opset.
     """
-    _require_opset(order.opset, FIRST_OPSET)
     with quiet():
         program = torch.onnx.export(
             model,
@@ -68,7 +69,6 @@ def convert_onnx_int8(model: DeployedModel, path: Path, order: Order) -> None:
     Raises:
         InputError: the exporter cannot write this opset.
     """
-    _require_opset(order.opset, FIRST_INT8_OPSET)
     convert_onnx(_fold_normalization(model), path, order)
     with quiet():
         quantize_static(
@@ -114,19 +114,18 @@ class _Batches(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has 
         return None if batch is None else {INPUT["name"]: batch}
 
 
-def _require_opset(opset: int, first: int) -> None:
-    newest = onnx.defs.onnx_opset_version()
-    if not first <= opset <= newest:
-        raise InputError(f"--opset is {opset}, expected {first} to {newest}")
-
-
 def _strip(proto: onnx.ModelProto) -> None:
-    """Remove the exporter's notes: they hold absolute paths of this machine."""
+    """Remove the exporter's notes, which hold absolute paths of this machine, and all else that nobody needs.
+
+    Constants are kept in one way, as raw bytes; see serve_cli.onnx_file for what a file may hold.
+    """
     graph = proto.graph
-    del proto.metadata_props[:]
-    for item in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+    del proto.metadata_props[:], graph.value_info[:]
+    for item in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
         del item.metadata_props[:]
         item.ClearField("doc_string")
+    for constant in graph.initializer:
+        constant.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(constant), constant.name))
 
 
 def _denote(image: onnx.ValueInfoProto) -> None:

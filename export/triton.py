@@ -14,18 +14,14 @@ from string import Template
 from typing import Any
 
 from serve_cli.runtime import CHUNK
-from serve_cli.spec import ARTIFACT_FILES, INPUT, MODEL_NAME, OUTPUTS
+from serve_cli.spec import ARTIFACT_FILES, INPUT, MODEL_NAME, OUTPUTS, TRITON_FILE
 
-FORMATS = ("onnx", "onnx-int8")
-"""What can stand in the version folder, one of them."""
-
-VERSION = "1"
 CONFIG_FILE = "config.pbtxt"
 LABELS_FILE = "labels.txt"
-MODEL_FILE = "model.onnx"
+MODEL_FILE = Path(TRITON_FILE).name
 
 REPOSITORY_FILES = tuple(
-    f"{MODEL_NAME}/{name}" for name in (*ARTIFACT_FILES, CONFIG_FILE, LABELS_FILE, f"{VERSION}/{MODEL_FILE}")
+    f"{MODEL_NAME}/{name}" for name in (*ARTIFACT_FILES, CONFIG_FILE, LABELS_FILE, TRITON_FILE)
 )
 """All that an export in this layout may leave: with the model, what every artifact has."""
 

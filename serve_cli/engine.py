@@ -37,6 +37,6 @@ def open_engine(path: Path) -> Engine:
     path = find_model(path, (*(file.name for file in MODEL_FILES.values()), STATE_DICT))
     if path.suffix not in TORCH_SUFFIXES:
         return Predictor(path)
-    with needs_extra("train"):
+    with needs_extra("train", path.name):
         engine: Engine = importlib.import_module("export.engine").TorchEngine(path)
         return engine

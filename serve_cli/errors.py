@@ -40,8 +40,8 @@ class NotSure(MnistError):
 
 
 @contextmanager
-def needs_extra(extra: str) -> Iterator[None]:
-    """Turn a failing import inside the block into the pip command that mends it.
+def needs_extra(extra: str, what: str = "this command") -> Iterator[None]:
+    """Turn a failing import inside the block into the pip command that mends it; `what` needs the extra.
 
     Raises:
         MissingExtra: a module that is not ours could not be found.
@@ -53,6 +53,6 @@ def needs_extra(extra: str) -> Iterator[None]:
         if missing in OWN_PACKAGES:
             raise
         raise MissingExtra(
-            f"this command needs the extra {extra!r}, which is not installed ({missing} is missing): "
+            f"{what} needs the extra {extra!r}, which is not installed ({missing} is missing): "
             f"pip install 'mnist-toolkit[{extra}]', or in a clone pip install '.[{extra}]'"
         ) from error

@@ -12,19 +12,31 @@ from typing import Any
 
 from serve_cli.errors import InputError
 from serve_cli.onnx_file import Unfit, check_digest, read_metadata
-from serve_cli.spec import ARTIFACT_FILE, ARTIFACT_FOLDER, METADATA_KEY, MODEL_FILES, Contract
+from serve_cli.spec import (
+    ARTIFACT_FILE,
+    ARTIFACT_FOLDER,
+    METADATA_KEY,
+    MODEL_FILES,
+    MODEL_NAME,
+    MODEL_VERSION,
+    ONNX_FORMATS,
+    Contract,
+)
 
 MAX_BYTES = 64 * 1024**2
 """Size of the largest file that is read: a net of 16 million parameters."""
 
-ONNX_FILES = (MODEL_FILES["onnx"].name, MODEL_FILES["onnx-int8"].name)
+ONNX_FILES = tuple(MODEL_FILES[name].name for name in ONNX_FORMATS)
 """What the base install runs, in the order in which a directory is searched."""
+
+PLACES = (Path(), Path(ARTIFACT_FOLDER), Path(MODEL_VERSION), Path(MODEL_NAME, MODEL_VERSION))
+"""Where models lie in an artifact, a run, a model of a Triton repository, such a repository."""
 
 ZIP_MAGIC = b"PK\x03\x04"
 
 
 def find_model(path: Path, names: Sequence[str] = ONNX_FILES) -> Path:
-    """Return the model file that `path` stands for: a file, an artifact directory or a run directory.
+    """Return the model file that `path` stands for: a file, an artifact, a run, a Triton repository.
 
     In a directory the first of `names` that is there counts.
 
@@ -38,11 +50,11 @@ def find_model(path: Path, names: Sequence[str] = ONNX_FILES) -> Path:
     except OSError as error:
         raise InputError(f"cannot read model {path}: {error.strerror}") from error
     for name in names:
-        for folder in (path, path / ARTIFACT_FOLDER):
-            if (folder / name).is_file():
-                return folder / name
+        for place in PLACES:
+            if (path / place / name).is_file():
+                return path / place / name
     if is_folder:
-        raise InputError(f"{path} holds no {' or '.join(names)}: make one with mnist export")
+        raise InputError(f"{path} holds no {', '.join(names)}: make one with mnist export")
     raise InputError(f"no such model: {path}; make one with mnist train and mnist export")
 
 
@@ -108,9 +120,12 @@ def read_inventory(folder: Path) -> dict[str, Any]:
         for file in inventory["files"].values():
             if not (isinstance(file["sha256"], str) and isinstance(file["bytes"], int)):
                 raise ValueError("a file without hash or size")
+            known = file.get("format", "onnx") in [*MODEL_FILES]
+            if file.keys() - {"sha256", "bytes", "format"} or not known:
+                raise ValueError("a file of an unknown kind")
         inventory["contract"]["parity"].items()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path} is damaged ({error!r}): export the model again") from error
+        raise InputError(f"{path} is damaged ({error}): export the model again") from error
     return inventory
 
 

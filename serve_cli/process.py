@@ -3,7 +3,8 @@
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import typer
@@ -11,7 +12,8 @@ import typer
 from serve_cli.errors import MnistError
 
 INTERRUPTED = 128 + signal.SIGINT
-"""Exit code after Ctrl-C, as shells have it."""
+TERMINATED = 128 + signal.SIGTERM
+"""Exit codes after Ctrl-C and kill, as shells have them."""
 
 LAUNCHED = "trainer.main"
 """The program that launchers start in many processes, of which the first one speaks."""
@@ -52,6 +54,16 @@ def open_missing_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115
+
+
+@contextmanager
+def ending_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the block as an exception does, so that nothing half-made is left."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run(app: typer.Typer, program: str, arguments: Sequence[str] | None = None) -> int:

@@ -10,6 +10,9 @@ VARINT, EIGHT_BYTES, LENGTH, FOUR_BYTES = 0, 1, 2, 5
 """The wire types that are in use."""
 
 LONGEST_VARINT = 10
+TAGS = 2**32
+"""Field number and wire type have 32 bits; a reader that takes more sees other fields than the next one."""
+
 MOST_FIELDS = 100_000
 """Of one message; our models have a few dozen."""
 
@@ -25,6 +28,8 @@ def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
         if at == len(message):
             return
         key, at = _varint(message, at)
+        if key >= TAGS:
+            raise ValueError("a field number is too large")
         value: int | bytes
         if key & 7 == VARINT:
             value, at = _varint(message, at)
@@ -52,5 +57,7 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
     for place, byte in enumerate(message[at : at + LONGEST_VARINT]):
         value |= (byte & 0x7F) << (7 * place)
         if byte < 0x80:
+            if byte == 0 and place:
+                raise ValueError("a number has bytes too many")
             return value, at + place + 1
     raise ValueError("a number does not end")

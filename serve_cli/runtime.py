@@ -44,7 +44,9 @@ class Predictor:
         self.path = path
         model = read_model(path)
         if model.startswith(ZIP_MAGIC):
-            raise InputError(f"{path} is a PyTorch file, not ONNX: make one with mnist export --format onnx")
+            raise InputError(
+                f"{path} is a PyTorch file, not ONNX: name an .onnx file (mnist export --format onnx)"
+            )
         self.contract = parse_contract(model, path)
         self.labels = self.contract.labels
         try:
@@ -74,6 +76,8 @@ class Predictor:
             raise InputError(
                 f"{self.path} fails on {len(images)} images ({_reason(error)}): export the model again"
             ) from error
+        if not all(np.isfinite(output).all() for output in outputs):
+            raise InputError(f"{self.path} answers with numbers that are not finite: train and export again")
         return outputs
 
 
@@ -92,6 +96,7 @@ def open_session(model: bytes) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1  # fastest for this net, and it does not spin
     options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # it has one of its own, too
     options.log_severity_level = 4  # what is wrong with a file is ours to say
     try:
         # From bytes: a model can then not make the runtime open any other file.

@@ -37,6 +37,9 @@ MODEL_FILES = {
 }
 """The export formats, by name; what a directory is asked for, the first that it has."""
 
+ONNX_FORMATS = ("onnx", "onnx-int8")
+"""The formats that the base install runs."""
+
 STATE_DICT = "mnist_model.pth"
 """The tutorial's own file, in a run directory."""
 
@@ -58,6 +61,10 @@ ARTIFACT_FILES = (
 
 MODEL_NAME = "mnist"
 """What an inference server calls the model, and its folder in a Triton repository."""
+
+MODEL_VERSION = "1"
+TRITON_FILE = f"{MODEL_VERSION}/model.onnx"
+"""The version folder in a Triton repository, and the model file, relative to the model's folder."""
 
 ARTIFACT_FOLDER = "artifact"
 """Where an export lies inside a run directory unless --output says otherwise."""

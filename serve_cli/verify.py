@@ -15,7 +15,13 @@ from serve_cli.protobuf import fields
 from serve_cli.spec import (
     ARTIFACT_FILE,
     ARTIFACT_FOLDER,
+    IMAGE_SIZE,
+    MODEL_CARD,
+    MODEL_FILES,
     MODEL_NAME,
+    ONNX_FORMATS,
+    PARITY_FILE,
+    TRITON_FILE,
     VECTOR_INPUT,
     VECTOR_OUTPUTS,
     Contract,
@@ -57,6 +63,8 @@ def find_artifact(path: Path) -> Path:
     Raises:
         InputError: there is none.
     """
+    if not path.is_dir():
+        raise InputError(f"{path} is no folder: name a directory that mnist export made")
     for folder in (path, path / ARTIFACT_FOLDER, path / MODEL_NAME):
         if (folder / ARTIFACT_FILE).is_file():
             return folder
@@ -71,16 +79,39 @@ def verify_artifact(folder: Path) -> list[str]:
         InputError: there is no artifact.json to compare with, or it is damaged.
     """
     inventory = read_inventory(folder)
+    _check_nothing_else(folder, inventory["files"])
     lines = {name: _check_file(folder, name, stated) for name, stated in inventory["files"].items()}
-    formats = {name: file["format"] for name, file in inventory["files"].items() if "format" in file}
-    if not formats:
-        raise CheckFailed(f"{folder / ARTIFACT_FILE} lists no model: export it again")
+    formats = _formats(folder, inventory)
     for name, model_format in formats.items():
         contract = _check_contract(folder / name, inventory["contract"], model_format)
-        lines[name] += ", contract ok"
-        if model_format.startswith("onnx"):
-            lines[name] += f", {_replay(folder, name, contract)}"
+        runs = model_format in ONNX_FORMATS
+        answers = _replay(folder, name, contract) if runs else "not run, that needs torch"
+        lines[name] += f", contract ok, {answers}"
     return [f"{name}: {line}" for name, line in lines.items()]
+
+
+def _formats(folder: Path, inventory: Mapping[str, Any]) -> dict[str, str]:
+    """The format of each model file, once the inventory lists all that belongs to an artifact."""
+    files = inventory["files"]
+    formats = {name: file["format"] for name, file in files.items() if "format" in file}
+    places = {name: {file.name} for name, file in MODEL_FILES.items()}
+    for name in ONNX_FORMATS:
+        places[name].add(TRITON_FILE)
+    missing = {PARITY_FILE, MODEL_CARD, VECTOR_INPUT, *VECTOR_OUTPUTS} - files.keys()
+    misplaced = [name for name, model_format in formats.items() if name not in places[model_format]]
+    if not formats or missing or misplaced or set(formats.values()) != inventory["contract"]["parity"].keys():
+        raise CheckFailed(
+            f"{folder / ARTIFACT_FILE} does not list what an export leaves: export the model again"
+        )
+    return formats
+
+
+def _check_nothing_else(folder: Path, listed: Mapping[str, Any]) -> None:
+    """Refuse files that nobody has proven: an inference server takes a newer version folder, for example."""
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if name != ARTIFACT_FILE and name not in listed and (path.is_symlink() or not path.is_dir()):
+            raise CheckFailed(f"{path} is not listed in {ARTIFACT_FILE}: keep other files elsewhere")
 
 
 def _check_file(folder: Path, name: str, stated: Mapping[str, Any]) -> str:
@@ -88,11 +119,13 @@ def _check_file(folder: Path, name: str, stated: Mapping[str, Any]) -> str:
     path = folder / name
     if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute():
         raise CheckFailed(f"{folder / ARTIFACT_FILE} lists {name}, which is not in its folder")
-    if not path.is_file():
+    if path.is_symlink() or not path.is_file():
         raise CheckFailed(f"{path} is missing, {ARTIFACT_FILE} lists it: export the model again")
     data = read_bytes(path)
     if len(data) != stated["bytes"] or hashlib.sha256(data).hexdigest() != stated["sha256"]:
-        raise CheckFailed(f"{path} is not the file that was exported: its SHA-256 is not the one stated")
+        raise CheckFailed(
+            f"{path} is not the file that was exported, its SHA-256 is another: export the model again"
+        )
     return f"{len(data):,} bytes, hash ok"
 
 
@@ -110,6 +143,8 @@ def _replay(folder: Path, name: str, contract: Contract) -> str:
     from serve_cli.runtime import Predictor  # onnxruntime takes 0.2 s to import
 
     images, logits, probabilities = (read_tensor(folder / path) for path in (VECTOR_INPUT, *VECTOR_OUTPUTS))
+    if images.dtype != "u1" or images.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE) or not len(images):
+        raise CheckFailed(f"{folder / VECTOR_INPUT} holds no images: export the model again")
     answer = Predictor(folder / name).predict(images)
     allowed = contract.parity["tolerance"]
     diff = max(_largest(answer.logits, logits), _largest(answer.probabilities, probabilities))

@@ -270,7 +270,7 @@ def _missing(source: Source, root: Path, why: str) -> InputError:
     return InputError(
         f"{source.title} is not in {root}{why}: put {', '.join(source.files)} (or each as .gz) into "
         f"{root / source.folders[0]}, name another folder with --data-dir or MNIST_DATA_DIR, "
-        f"or train with --dataset {MNIST5K}"
+        f"or take --dataset {MNIST5K} where there is a choice"
     )
 
 

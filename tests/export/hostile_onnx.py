@@ -21,7 +21,9 @@ def insert(operator: str, domain: str = "", **attributes: object) -> Change:
 
     def change(graph: onnx.GraphProto) -> None:
         graph.node[0].input[0] = "new"
-        graph.node.insert(0, helper.make_node(operator, ["image"], ["new"], domain=domain, **attributes))
+        graph.node.insert(
+            0, helper.make_node(operator, ["image"], ["new"], domain=domain or None, **attributes)
+        )
 
     return change
 
@@ -67,15 +69,18 @@ HOSTILE_GRAPHS: dict[str, tuple[Change, str]] = {
     "a branch": (insert("If"), "operator If"),
     "a giant": (insert("Expand"), "operator Expand"),
     "a repetition": (insert("Tile"), "operator Tile"),
-    "a custom domain": (insert("Relu", domain="com.evil"), r"operator com\.evil\.Relu"),
-    "onnxruntime's own": (insert("QGemm", domain="com.microsoft"), r"operator com\.microsoft\.QGemm"),
-    "external data": (external, "lie in another file"),
-    "a large divisor": (wider, "more than a single number"),
-    "constants multiplied": (side_by_side, "reads tall where probabilities belongs"),
-    "a product with itself": (of_its_own_output, "is no constant"),
+    "a custom domain": (insert("Relu", domain="com.evil"), "an operator has a part that ours never have"),
+    "onnxruntime's own": (
+        insert("QGemm", domain="com.microsoft"),
+        "an operator has a part that ours never have",
+    ),
+    "external data": (external, "a constant has a part that ours never have"),
+    "a large divisor": (wider, "as many numbers as it claims"),
+    "constants multiplied": (side_by_side, "Gemm has other attributes than ours"),
+    "a product with itself": (of_its_own_output, "that is no constant"),
     "no input": (lambda graph: graph.node[0].ClearField("input"), "graph is damaged"),
     "no output": (lambda graph: graph.node[0].ClearField("output"), "graph is damaged"),
-    "sparse numbers": (lambda graph: graph.sparse_initializer.add(), "sparse"),
+    "sparse numbers": (lambda graph: graph.sparse_initializer.add(), "its graph has a part"),
     "too many operators": (
         lambda graph: [graph.node.append(helper.make_node("Relu", ["x"], ["x"])) for _ in range(2000)],
         "at most 2,000",

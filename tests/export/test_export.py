@@ -159,9 +159,20 @@ def test_a_bare_state_dict_gets_the_notebooks_normalisation(tmp_path: Path, mnis
     assert contract.model["layers"] == "784-16-10"
     assert contract.training == {}
     assert contract.evaluation["dataset"] == "mnist5k"
-    assert contract.evaluation["accuracy"] < 0.5  # it was never trained, and the user is told
+    assert contract.evaluation["accuracy"] < 0.5  # it was never trained
     assert f"test accuracy: {contract.evaluation['accuracy']:.2%}" in result.out
-    assert "another --mean and --std" in result.err
+    assert "warning" not in result.err
+
+
+@pytest.mark.parametrize(("mean", "warned"), [("0.5", False), ("0.1307", True)])
+def test_a_normalisation_that_reads_worse_is_noticed(
+    run_directory: Path, tmp_path: Path, mnist: Mnist, mean: str, warned: bool
+) -> None:
+    shutil.copy(run_directory / "mnist_model.pth", tmp_path / "net.pth")
+    flags = ("--dataset", "mnist5k", "--mean", mean, "--output", tmp_path / "out")
+    result = mnist("export", tmp_path / "net.pth", *flags)
+    assert result.code == 0
+    assert ("warning: with --mean 0.5 --std 0.5 this net reads better" in result.err) == warned
 
 
 def test_another_normalisation_can_be_named(tmp_path: Path, mnist: Mnist) -> None:
@@ -326,6 +337,8 @@ def test_bad_usage(run_directory: Path, tmp_path: Path, mnist: Mnist) -> None:
     mnist("export", bare(tmp_path), "--dataset", "cifar", "--output", output).assert_refused(
         "--dataset is cifar"
     )
+    mnist("export", run_directory, "--layout", "triton").assert_refused("needs --output")
+    mnist("export", run_directory, "--license", "", "--output", output).assert_refused("--license is empty")
     mnist("export", run_directory, "--layout", "zoo", "--output", output).assert_refused("--layout is zoo")
     mnist("export", run_directory, "--format", "pt2", "--opset", 20, "--output", output).assert_refused(
         "--opset is for ONNX"
@@ -336,7 +349,7 @@ def test_bad_usage(run_directory: Path, tmp_path: Path, mnist: Mnist) -> None:
     for opset in (17, 99):
         result = mnist("export", run_directory, "--opset", opset, "--output", output)
         assert result.code == 2
-        assert result.err.splitlines()[-1].startswith(f"mnist: --opset is {opset}, expected 18 to")
+        assert result.err.splitlines()[-1].startswith(f"mnist: --opset is {opset}, onnx takes 18 to")
     assert not output.exists()
 
 

@@ -12,12 +12,11 @@ from export.triton import (
     CONFIG_FILE,
     LABELS_FILE,
     MODEL_FILE,
-    VERSION,
     config_pbtxt,
     labels_txt,
 )
 from serve_cli.runtime import CHUNK, Predictor
-from serve_cli.spec import INPUT, MODEL_NAME, OUTPUTS
+from serve_cli.spec import INPUT, MODEL_NAME, MODEL_VERSION, OUTPUTS
 from tests.command import Mnist
 
 TYPES = {"uint8": schema.TYPE_UINT8, "float32": schema.TYPE_FP32}
@@ -39,7 +38,7 @@ def tensors(config: schema.ModelConfig) -> list[tuple[str, int, list[int]]]:
 
 
 def test_the_names_are_those_that_triton_looks_for() -> None:
-    assert (MODEL_NAME, VERSION) == ("mnist", "1")
+    assert (MODEL_NAME, MODEL_VERSION) == ("mnist", "1")
     assert (CONFIG_FILE, LABELS_FILE, MODEL_FILE) == ("config.pbtxt", "labels.txt", "model.onnx")
 
 
@@ -131,10 +130,11 @@ def test_the_export_leaves_a_repository(
     parsed = text_format.Parse((folder / CONFIG_FILE).read_text(), schema.ModelConfig())
     assert parsed == text_format.Parse(config_pbtxt(), schema.ModelConfig())
     assert (folder / LABELS_FILE).read_text() == "".join(f"{label}\n" for label in range(10))
-    model = folder / VERSION / parsed.default_model_filename
+    model = folder / MODEL_VERSION / parsed.default_model_filename
     assert model.read_bytes() == (artifact / "model.onnx").read_bytes()
     for path in (tmp_path / "repository", folder):
         assert mnist("verify", path).code == 0
+        assert mnist("info", path).out.startswith(f"file: {model} (")
 
     mnist(*command).assert_refused("exists already")
     assert mnist(*command, "--format", "onnx-int8", "--overwrite").code == 0

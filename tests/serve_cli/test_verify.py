@@ -32,6 +32,7 @@ def test_an_artifact_passes(artifact: Path, mnist: Mnist) -> None:
         assert "hash ok" in line
         assert ("contract ok" in line) == name.startswith("model.")
         assert ("20 test vectors" in line) == name.endswith(".onnx")
+        assert ("not run" in line) == (".pt" in name)
 
 
 def test_a_run_stands_for_its_artifact(
@@ -67,6 +68,15 @@ def test_one_changed_byte_fails(copy: Path, mnist: Mnist, name: str, place: floa
     assert result.out == ""
     assert len(result.err.splitlines()) == 1
     assert str(path) in result.err
+
+
+def test_a_file_that_nobody_proved_fails(copy: Path, mnist: Mnist) -> None:
+    (copy / "2").mkdir()
+    assert mnist("verify", copy).code == 0
+    shutil.copy(copy / "model.onnx", copy / "2")
+    result = mnist("verify", copy)
+    assert result.code == 1
+    assert "2/model.onnx is not listed" in result.err
 
 
 def test_a_file_cut_short_or_gone_fails(copy: Path, mnist: Mnist) -> None:
@@ -125,6 +135,9 @@ def test_a_contract_that_was_edited_fails(copy: Path, mnist: Mnist) -> None:
         lambda inventory: inventory["files"].update({"x": 5}),
         lambda inventory: inventory["files"]["model.onnx"].pop("sha256"),
         lambda inventory: inventory["contract"].update(parity=None),
+        lambda inventory: inventory["files"]["model.onnx"].update(format=[1]),
+        lambda inventory: inventory["files"]["model.onnx"].update(format="tflite"),
+        lambda inventory: inventory["files"]["model.onnx"].update(colour="red"),
     ],
 )
 def test_a_damaged_inventory_is_bad_input(copy: Path, mnist: Mnist, change: Callable[[dict], None]) -> None:
@@ -141,15 +154,43 @@ def test_no_file_outside_is_read(copy: Path, mnist: Mnist, name: str) -> None:
     assert "not in its folder" in result.err
 
 
-def test_an_inventory_without_models_fails(copy: Path, mnist: Mnist) -> None:
-    rewrite(copy, lambda inventory: inventory.update(files={}))
+@pytest.mark.parametrize(
+    "name", ["model.onnx", "model.pt2", "parity.json", "MODEL_CARD.md", "test_data_set_0/output_1.pb"]
+)
+def test_what_is_not_listed_any_more_fails(copy: Path, mnist: Mnist, name: str) -> None:
+    (copy / name).unlink()
+    rewrite(copy, lambda inventory: inventory["files"].pop(name))
     result = mnist("verify", copy)
     assert result.code == 1
-    assert "lists no model" in result.err
+    assert "does not list what an export leaves" in result.err
+
+
+def test_a_model_without_its_format_fails(copy: Path, mnist: Mnist) -> None:
+    rewrite(copy, lambda inventory: inventory["files"]["model.onnx"].pop("format"))
+    assert mnist("verify", copy).code == 1
+    rewrite(copy, lambda inventory: inventory["files"]["MODEL_CARD.md"].update(format="onnx"))
+    assert mnist("verify", copy).code == 1
+
+
+def test_a_link_in_place_of_a_model_fails(copy: Path, mnist: Mnist, artifact: Path) -> None:
+    (copy / "model.onnx").unlink()
+    (copy / "model.onnx").symlink_to(artifact / "model.onnx")
+    assert mnist("verify", copy).code == 1
+
+
+@pytest.mark.parametrize("shape", [(0, 28, 28), (20, 27, 28), (784,)])
+def test_vectors_that_hold_no_images_fail(copy: Path, mnist: Mnist, shape: tuple[int, ...]) -> None:
+    tensor = onnx.numpy_helper.from_array(np.zeros(shape, np.uint8), "image").SerializeToString()
+    (copy / VECTOR_INPUT).write_bytes(tensor)
+    stated = {"bytes": len(tensor), "sha256": hashlib.sha256(tensor).hexdigest()}
+    rewrite(copy, lambda inventory: inventory["files"].update({VECTOR_INPUT: stated}))
+    result = mnist("verify", copy)
+    assert result.code == 1
+    assert "holds no images" in result.err
 
 
 def test_bad_usage(tmp_path: Path, mnist: Mnist) -> None:
-    mnist("verify", tmp_path / "nope").assert_refused("nope", "artifact.json")
+    mnist("verify", tmp_path / "nope").assert_refused("nope is no folder")
     mnist("verify").assert_refused("artifact", "--help")
     (tmp_path / "artifact.json").write_text("{")
     mnist("verify", tmp_path).assert_refused("artifact.json is damaged")

@@ -64,6 +64,61 @@ def of_its_own_output(graph: onnx.GraphProto) -> None:
     gemm.input[1] = gemm.input[0]
 
 
+def node_of(graph: onnx.GraphProto, operator: str) -> onnx.NodeProto:
+    return next(node for node in graph.node if node.op_type == operator)
+
+
+def of_two_values(graph: onnx.GraphProto) -> None:
+    """One reader takes the float, the other the integer."""
+    attribute = node_of(graph, "Cast").attribute[0]
+    attribute.f, attribute.i = 1.0, TensorProto.INT64
+
+
+def to_integers(graph: onnx.GraphProto) -> None:
+    """Then a division by -1 may end the process."""
+    node_of(graph, "Cast").attribute[0].i = TensorProto.INT64
+
+
+def in_columns(graph: onnx.GraphProto) -> None:
+    """A column for each pixel: what follows is 784 times as large."""
+    name = node_of(graph, "Reshape").input[1]
+    constant = next(item for item in graph.initializer if item.name == name)
+    constant.CopyFrom(numpy_helper.from_array(np.array([-1, 1], np.int64), name))
+
+
+def with_a_body(graph: onnx.GraphProto) -> None:
+    relu = node_of(graph, "Relu")
+    relu.attribute.append(helper.make_attribute("body", helper.make_graph([], "body", [], [])))
+
+
+def turned(graph: onnx.GraphProto) -> None:
+    next(item for item in node_of(graph, "Gemm").attribute if item.name == "transA").i = 1
+
+
+def one_weight_for_all(graph: onnx.GraphProto) -> None:
+    gemms = [node for node in graph.node if node.op_type == "Gemm"]
+    gemms[1].input[1] = gemms[0].input[1]
+
+
+def wide_layer(graph: onnx.GraphProto) -> None:
+    """Narrow and then very wide: small as a file, large when it runs."""
+    first, second = [node for node in graph.node if node.op_type == "Gemm"][:2]
+    shapes = {
+        first.input[1]: (1, 784),
+        first.input[2]: (1,),
+        second.input[1]: (20_000, 1),
+        second.input[2]: (20_000,),
+    }
+    for constant in graph.initializer:
+        if constant.name in shapes:
+            zeros = np.zeros(shapes[constant.name], np.float32)
+            constant.CopyFrom(numpy_helper.from_array(zeros, constant.name))
+
+
+def of_one_name(graph: onnx.GraphProto) -> None:
+    graph.initializer.append(graph.initializer[0])
+
+
 HOSTILE_GRAPHS: dict[str, tuple[Change, str]] = {
     "a loop": (insert("Loop"), "operator Loop"),
     "a branch": (insert("If"), "operator If"),
@@ -78,6 +133,15 @@ HOSTILE_GRAPHS: dict[str, tuple[Change, str]] = {
     "a large divisor": (wider, "as many numbers as it claims"),
     "constants multiplied": (side_by_side, "Gemm has other attributes than ours"),
     "a product with itself": (of_its_own_output, "that is no constant"),
+    "an attribute of two values": (of_two_values, "2 values where one belongs"),
+    "integers": (to_integers, "Cast has other attributes"),
+    "columns": (in_columns, "constants that do not fit"),
+    "a graph in an attribute": (with_a_body, "an attribute has a part"),
+    "turned images": (turned, "Gemm has other attributes"),
+    "one weight for all": (one_weight_for_all, "a weight twice"),
+    "a very wide layer": (wide_layer, "constants that do not fit"),
+    "constants of one name": (of_one_name, "two constants of one name"),
+    "notes on shapes": (lambda graph: graph.value_info.add(), "its graph has a part"),
     "no input": (lambda graph: graph.node[0].ClearField("input"), "graph is damaged"),
     "no output": (lambda graph: graph.node[0].ClearField("output"), "graph is damaged"),
     "sparse numbers": (lambda graph: graph.sparse_initializer.add(), "its graph has a part"),

@@ -306,6 +306,19 @@ def test_ctrl_c_leaves_no_half_file(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_sigterm_leaves_no_half_file(run_directory: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "serve_cli.app", "export", str(run_directory), "--format", "all"]
+    with subprocess.Popen(
+        [*command, "--output", str(tmp_path / "out")], stderr=subprocess.PIPE, text=True
+    ) as exporting:
+        assert exporting.stderr is not None
+        assert exporting.stderr.readline().startswith("onnx: converting")
+        assert len(list(tmp_path.iterdir())) == 1
+        exporting.terminate()
+        assert exporting.wait() == 143
+    assert list(tmp_path.iterdir()) == []
+
+
 # Bad input.
 
 

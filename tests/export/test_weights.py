@@ -253,3 +253,12 @@ def test_damaged_files_are_refused(state: State, tmp_path: Path) -> None:
             load_net(path)
     with pytest.raises(InputError, match="cannot read"):
         load_net(tmp_path / "nope.pth")
+
+
+def test_a_view_that_only_pytorch_can_read_is_refused(tmp_path: Path) -> None:
+    """torch.save keeps the numbers of a negated view as they are, and notes that they are negated."""
+    state = MLP((4,)).state_dict()
+    weight = state["fc1.weight"].detach()
+    state["fc1.weight"] = torch.complex(weight, -weight).conj().imag
+    assert state["fc1.weight"].is_neg()
+    assert "negated or conjugated" in refused(state, tmp_path)

@@ -1,5 +1,6 @@
 """The command line of an export: `mnist export`."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +19,9 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 
 ALL = "all"
 CHOICES = ", ".join((*MODEL_FILES, ALL))
+LICENSE = re.compile(r"[A-Za-z0-9.+-]([A-Za-z0-9.+() -]*[A-Za-z0-9.+)])?")
+"""What SPDX expressions are written with: https://spdx.github.io/spdx-spec/"""
+
 PLAIN, TRITON = "plain", "triton"
 
 NOTICES = {
@@ -84,8 +88,8 @@ def export(
     formats = chosen_formats(format_name, layout=layout, opset=opset)
     if layout == TRITON and output is None:
         raise InputError("--layout triton needs --output: name the folder that becomes the repository")
-    if not license_name:
-        raise InputError("--license is empty: name a licence (MIT, CC-BY-4.0, ...), or leave it out")
+    if not LICENSE.fullmatch(license_name):
+        raise InputError(f"--license is {license_name!r}, expected an SPDX expression: MIT, CC-BY-4.0, ...")
     with needs_extra("train"):
         import torch
 

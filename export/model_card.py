@@ -92,7 +92,7 @@ def _training(contract: Contract) -> str:
 def _evaluation(evaluation: Mapping[str, Any]) -> str:
     low, high = evaluation["accuracy_interval"]
     classes = [
-        f"| {row['label']} | {row['support']:,} | {row['precision']:.4f} | {row['recall']:.4f} "
+        f"| {_cell(row['label'])} | {row['support']:,} | {row['precision']:.4f} | {row['recall']:.4f} "
         f"| {row['f1']:.4f} |"
         for row in evaluation["classes"]
     ]

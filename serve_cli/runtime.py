@@ -74,7 +74,7 @@ class Predictor:
             outputs: list[np.ndarray] = self._session.run(names, {INPUT["name"]: images})
         except Exception as error:  # onnxruntime's exceptions have no common base
             raise InputError(
-                f"{self.path} fails on {len(images)} images ({_reason(error)}): export the model again"
+                f"{self.path} fails on a batch of {len(images)} ({_reason(error)}): export the model again"
             ) from error
         if not np.isfinite(outputs[0]).all():  # the logits; their softmax is finite if they are
             raise InputError(f"{self.path} answers with numbers that are not finite: train and export again")

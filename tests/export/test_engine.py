@@ -116,7 +116,7 @@ def test_a_safetensors_file_is_exported_as_a_state_dict_is(
 @pytest.mark.parametrize("hidden", ["300", "40,30,20,10"])
 def test_other_nets_and_other_labels(hidden: str, mnist5k: Dataset, tmp_path: Path, mnist: Mnist) -> None:
     data = write_idx(tmp_path / "data", mnist5k, 600)
-    names = ["null", "eins", "zwei", "drei", "vier", "f\u00fcnf", "sechs", "sieben", "acht", "neun / 9"]
+    names = ["null", "eins", "zwei", "drei", "vier", "f\u00fcnf", "sechs", "sieben", "acht", "neun | 9"]
     (data / "labels.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
     flags = ("--dataset", "idx", "--data-dir", data, "--hidden", hidden, "--output", tmp_path / "run")
     assert mnist("train", "--epochs", "2", *flags).code == 0
@@ -133,6 +133,7 @@ def test_other_nets_and_other_labels(hidden: str, mnist5k: Dataset, tmp_path: Pa
     assert ", ".join(names) in card
     assert "`model.pt2`" in card
     assert "`model.onnx`" not in card
+    assert "| neun \\| 9 |" in card
     report = mnist("evaluate", artifact / "model.pt2", "--data", data).out
     assert "5 f\u00fcnf" in report
     command = ("export", tmp_path / "run", "--layout", "triton", "--data-dir", data)

@@ -351,7 +351,9 @@ def test_bad_usage(run_directory: Path, tmp_path: Path, mnist: Mnist) -> None:
         "--dataset is cifar"
     )
     mnist("export", run_directory, "--layout", "triton").assert_refused("needs --output")
-    mnist("export", run_directory, "--license", "", "--output", output).assert_refused("--license is empty")
+    mnist("export", run_directory, "--license", "my: own", "--output", output).assert_refused(
+        "--license is 'my: own'"
+    )
     mnist("export", run_directory, "--layout", "zoo", "--output", output).assert_refused("--layout is zoo")
     mnist("export", run_directory, "--format", "pt2", "--opset", 20, "--output", output).assert_refused(
         "--opset is for ONNX"

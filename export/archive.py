@@ -248,7 +248,7 @@ class _Program:
     def set_items(self, items: list[Any]) -> None:
         for key, value in zip(items[::2], items[1::2], strict=True):
             if not isinstance(key, str):
-                raise Refused("it is not a state_dict, one of its keys is no name")
+                raise Refused("it is not a state_dict but more, perhaps a checkpoint with one in it")
             self.top_dict()[key] = value
 
     def build(self) -> None:

@@ -5,6 +5,18 @@ from typing import Any
 
 from serve_cli.spec import MODEL_FILES, PARITY_FILE, VECTORS, Contract
 
+_ONNX_USE = """\
+session = onnxruntime.InferenceSession("{file}")
+logits, probabilities = session.run(["logits", "probabilities"], {{"image": image}})  # numpy"""
+
+USES = {
+    "onnx": _ONNX_USE,
+    "onnx-int8": _ONNX_USE,
+    "torchscript": 'logits, probabilities = torch.jit.load("{file}")(image)  # torch',
+    "pt2": 'logits, probabilities = torch.export.load("{file}").module()(image)  # torch',
+}
+"""How a program asks a file of each format."""
+
 
 def model_card(contract: Contract, files: Mapping[str, str]) -> str:
     """The card of an artifact with `files`, by format; Markdown with the head that model hubs look for."""
@@ -18,6 +30,8 @@ def model_card(contract: Contract, files: Mapping[str, str]) -> str:
                 _files(files),
                 "## Input and output",
                 _tensors(contract),
+                "## Use",
+                _use(files),
                 "## Training",
                 _training(contract),
                 "## Evaluation",
@@ -69,8 +83,22 @@ def _tensors(contract: Contract) -> str:
     rows = [_tensor(contract.input), *map(_tensor, contract.outputs)]
     return (
         "\n".join(rows)
-        + f"\n\nPixels are {contract.input['polarity']}. Before the model, {contract.preprocessing}."
+        + f"\n\nPixels are {contract.input['polarity']}. Before the model, {contract.preprocessing} "
+        f"(x / 255, minus {contract.normalization['mean']}, divided by {contract.normalization['std']})."
     )
+
+
+def _use(files: Mapping[str, str]) -> str:
+    calls = "\n\n".join(USES[name].format(file=file) for name, file in files.items())
+    return (
+        "`image` is uint8 as above, raw: no ToTensor, no Normalize, both are in the model. PyTorch's formats "
+        f"do not refuse floats, and answer nonsense to them.\n\n```python\n{calls}\n```"
+    )
+
+
+def _cell(label: int | str) -> str:
+    """A label as text that does not end the cell of a table."""
+    return str(label).replace("|", "\\|")
 
 
 def _tensor(tensor: Mapping[str, Any]) -> str:
@@ -83,9 +111,10 @@ def _training(contract: Contract) -> str:
         return "Unknown: the model came as a bare state_dict."
     training = contract.training
     settings = ", ".join(f"{key} {value}" for key, value in training["config"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in contract.versions.items())
     return (
         f"Recipe `{training['recipe']}` on the training images of {training['dataset']} "
-        f"(SHA-256 {training['dataset_sha256']}): {settings}."
+        f"(SHA-256 {training['dataset_sha256']}): {settings}. Exported with {versions}."
     )
 
 
@@ -119,8 +148,8 @@ def _proof(parity: Mapping[str, Any]) -> str:
     batch_sizes = ", ".join(map(str, next(iter(parity.values()))["batch_sizes"]))
     return "\n".join(
         (
-            f"Each file was compared with PyTorch on all test images and on edge pictures, at batch sizes "
-            f"{batch_sizes}, before it was published; `{PARITY_FILE}` has the differences.",
+            "Each file was compared with PyTorch on all test images, float files on edge pictures, too, at "
+            f"batch sizes {batch_sizes}, before it was published; `{PARITY_FILE}` has the differences.",
             "",
             "| Format | Engines | Logits within | Other labels | Accuracy |",
             "|---|---|---|---|---|",

@@ -67,7 +67,9 @@ def _check(state: dict[str, Tensor], expected: dict[str, Tensor], path: Path) ->
     if missing := sorted(expected.keys() - state.keys()):
         raise InputError(f"{path} lacks key {_some(missing)}: {ADVICE}")
     if extra := sorted(state.keys() - expected.keys()):
-        raise InputError(f"{path} has unexpected key {_some(extra)}: expected only {_some(expected)}")
+        raise InputError(
+            f"{path} has unexpected key {_some(extra)}: the tutorial's net has only {_some(expected)}"
+        )
     if sum(wanted.nbytes for wanted in expected.values()) > MAX_BYTES:  # tensors in a file may share memory
         raise InputError(f"{path} stands for more than {MAX_BYTES // 1024**2} MiB of weights: {ADVICE}")
     for key, wanted in expected.items():

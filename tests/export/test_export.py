@@ -9,9 +9,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 
@@ -118,6 +120,22 @@ def test_the_same_run_exports_to_the_same_bytes(run_directory: Path, artifact: P
     # measured differences, and artifact.json the hashes of both.
     different = {name for name in before if before[name] != again[name]}
     assert different <= {"model.torchscript.pt", "parity.json", "artifact.json"}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
+def test_what_the_card_says_works(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = (artifact / "MODEL_CARD.md").read_text()
+    assert "Exported with mnist-toolkit 0.1.0, onnx " in card
+    assert "(x / 255, minus 0.5, divided by 0.5)" in card
+    calls = card.split("```python\n")[1].split("```")[0].strip().split("\n\n")
+    assert len(calls) == len(MODEL_FILES)
+    monkeypatch.chdir(artifact)
+    zeros = np.zeros((3, 28, 28), np.uint8)
+    for call in calls:
+        image = zeros if "numpy" in call else torch.from_numpy(zeros)
+        names: dict[str, Any] = {"image": image, "torch": torch, "onnxruntime": onnxruntime}
+        exec(call, names)
+        assert tuple(names["logits"].shape) == tuple(names["probabilities"].shape) == (3, 10)
 
 
 def test_any_batch_size_runs(artifact: Path) -> None:

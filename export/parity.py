@@ -10,6 +10,7 @@ import numpy as np
 
 from export.format import Runner
 from serve_cli.errors import CheckFailed
+from serve_cli.metrics import largest_difference
 from serve_cli.runtime import Prediction
 from serve_cli.spec import CLASSES, IMAGE_SIZE
 
@@ -161,14 +162,14 @@ def measure(
     for (name, run), batch_size in itertools.product(engines.items(), batch_sizes):
         count = compared if batch_size else 0
         found = run(questions.images[:count], batch_size or 1)
-        diff = _largest(found.logits, reference.logits[:count])
+        diff = largest_difference(found.logits, reference.logits[:count])
         diffs[name] = max(diffs[name], diff)
         probability_diff = max(
-            probability_diff, _largest(found.probabilities, reference.probabilities[:count])
+            probability_diff, largest_difference(found.probabilities, reference.probabilities[:count])
         )
         if count and math.isfinite(diff):
             flipped |= found.logits.argmax(axis=1) != reference.logits[:count].argmax(axis=1)
-            shown_diff = max(shown_diff, _largest(found.logits[shown], reference.logits[shown]))
+            shown_diff = max(shown_diff, largest_difference(found.logits[shown], reference.logits[shown]))
             accuracy = min(accuracy, questions.accuracy(found))
     flips = int(flipped[:samples].sum())
     return Parity(
@@ -190,11 +191,3 @@ def measure(
 def _round_up(value: float) -> float:
     """To one decimal, so that it is the same each time."""
     return math.ceil(value * 10) / 10
-
-
-def _largest(found: np.ndarray, expected: np.ndarray) -> float:
-    """The largest difference; NaN or another shape counts as infinite."""
-    if found.shape != expected.shape:
-        return math.inf
-    diff = float(np.abs(found.astype(np.float64) - expected).max(initial=0.0))
-    return diff if math.isfinite(diff) else math.inf

@@ -53,6 +53,14 @@ def calibration_error(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(np.abs(gaps).sum()) / len(labels)
 
 
+def largest_difference(found: np.ndarray, expected: np.ndarray) -> float:
+    """The largest absolute difference of two arrays; NaN or another shape counts as infinite."""
+    if found.shape != expected.shape:
+        return math.inf
+    diff = float(np.abs(found.astype(np.float64) - expected).max(initial=0.0))
+    return diff if math.isfinite(diff) else math.inf
+
+
 def confidences(logits: np.ndarray) -> np.ndarray:
     """The softmax probability of the predicted class, float64 [N], of `logits` float32 [N, 10]."""
     return 1 / np.exp(_below_best(logits)).sum(axis=1)

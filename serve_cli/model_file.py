@@ -6,7 +6,7 @@ import json
 import os
 import stat
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +127,15 @@ def read_inventory(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is damaged ({error}): export the model again") from error
     return inventory
+
+
+def foreign_file(folder: Path, is_ours: Callable[[str], object]) -> str | None:
+    """The path, relative to `folder`, of a file below it that is not ours; None when all of them are."""
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if (path.is_symlink() or not path.is_dir()) and not is_ours(name):
+            return name
+    return None
 
 
 def read_contract(path: Path) -> Contract:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from serve_cli.errors import CheckFailed, InputError
-from serve_cli.model_file import read_bytes, read_contract, read_inventory
+from serve_cli.model_file import foreign_file, read_bytes, read_contract, read_inventory
 from serve_cli.protobuf import fields
 from serve_cli.spec import (
     ARTIFACT_FILE,
@@ -108,10 +107,9 @@ def _formats(folder: Path, inventory: Mapping[str, Any]) -> dict[str, str]:
 
 def _check_nothing_else(folder: Path, listed: Mapping[str, Any]) -> None:
     """Refuse files that nobody has proven: an inference server takes a newer version folder, for example."""
-    for path in folder.rglob("*"):
-        name = path.relative_to(folder).as_posix()
-        if name != ARTIFACT_FILE and name not in listed and (path.is_symlink() or not path.is_dir()):
-            raise CheckFailed(f"{path} is not listed in {ARTIFACT_FILE}: keep other files elsewhere")
+    name = foreign_file(folder, {ARTIFACT_FILE, *listed}.__contains__)
+    if name is not None:
+        raise CheckFailed(f"{folder / name} is not listed in {ARTIFACT_FILE}: keep other files elsewhere")
 
 
 def _check_file(folder: Path, name: str, stated: Mapping[str, Any]) -> str:
@@ -140,6 +138,7 @@ def _check_contract(path: Path, stated: Mapping[str, Any], model_format: str) ->
 
 def _replay(folder: Path, name: str, contract: Contract) -> str:
     """Ask the model the test vectors, and compare with PyTorch's answers."""
+    from serve_cli.metrics import largest_difference
     from serve_cli.runtime import Predictor  # onnxruntime takes 0.2 s to import
 
     images, logits, probabilities = (read_tensor(folder / path) for path in (VECTOR_INPUT, *VECTOR_OUTPUTS))
@@ -147,19 +146,14 @@ def _replay(folder: Path, name: str, contract: Contract) -> str:
         raise CheckFailed(f"{folder / VECTOR_INPUT} holds no images: export the model again")
     answer = Predictor(folder / name).predict(images)
     allowed = contract.parity["tolerance"]
-    diff = max(_largest(answer.logits, logits), _largest(answer.probabilities, probabilities))
+    pairs = ((answer.logits, logits), (answer.probabilities, probabilities))
+    diff = max(largest_difference(found, expected) for found, expected in pairs)
     if not diff <= allowed:
         raise CheckFailed(
             f"{folder / name} answers otherwise on this machine: it differs from PyTorch by up to {diff:.3g} "
             f"on the test vectors (allowed: {allowed:.3g})"
         )
     return f"{len(images)} test vectors differ from PyTorch by at most {diff:.2g} (allowed: {allowed:.2g})"
-
-
-def _largest(found: "np.ndarray", expected: "np.ndarray") -> float:
-    if found.shape != expected.shape:
-        return math.inf
-    return float(abs(found.astype("f8") - expected).max())
 
 
 def read_tensor(path: Path) -> "np.ndarray":

@@ -13,9 +13,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from serve_cli.errors import InputError
+from serve_cli.model_file import foreign_file
 from serve_cli.spec import ARTIFACT_FILES, ARTIFACT_FOLDER, STATE_DICT
 from trainer import checkpoint
-from trainer.staging import foreign_file, fsync, write_file
+from trainer.staging import fsync, write_file
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"

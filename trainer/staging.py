@@ -2,11 +2,12 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from serve_cli.errors import InputError, MnistError
+from serve_cli.model_file import foreign_file
 
 
 @contextmanager
@@ -52,15 +53,6 @@ def _refuse_existing(final: Path, ours: frozenset[str], overwrite: bool) -> None
         raise InputError(f"{final} is no folder, so it is not ours to replace: name another --output")
     if (name := foreign_file(final, ours.__contains__)) is not None:
         raise InputError(f"{final} holds {name}, so it is not ours to replace: name another --output")
-
-
-def foreign_file(folder: Path, is_ours: Callable[[str], object]) -> str | None:
-    """The path, relative to `folder`, of a file below it that is not ours; None when all of them are."""
-    for path in folder.rglob("*"):
-        name = path.relative_to(folder).as_posix()
-        if (path.is_symlink() or not path.is_dir()) and not is_ours(name):
-            return name
-    return None
 
 
 def _publish(folder: Path, final: Path, old: Path) -> None:

@@ -11,6 +11,9 @@ import numpy as np
 
 from serve_cli.spec import CLASSES, IMAGE_SIZE
 
+IDX_FOLDERS = (Path(), Path("MNIST", "raw"), Path("raw"))
+"""Where files may lie below the folder that is named: torchvision keeps MNIST in the second."""
+
 UBYTE = b"\x00\x00\x08"
 """How an IDX file of bytes starts; the number of its dimensions follows, then each of them as a big-endian
 uint32: http://yann.lecun.com/exdb/mnist (archived)."""

@@ -11,7 +11,7 @@ import numpy as np
 import typer
 
 from serve_cli.errors import InputError
-from serve_cli.idx import IMAGE, LABEL, Damaged, find_idx, read_idx
+from serve_cli.idx import IDX_FOLDERS, IMAGE, LABEL, Damaged, find_idx, read_idx
 from serve_cli.infer import take_raw
 from serve_cli.picture import SUFFIXES, find_pictures, is_folder, read_file
 from serve_cli.preprocess import to_mnist
@@ -21,9 +21,6 @@ FILE_COLUMN, LABEL_COLUMN = "file", "label"
 
 IMAGES, LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
 """How the names of a pair of IDX files end; before that both are the same."""
-
-IDX_FOLDERS = (Path(), Path("MNIST", "raw"), Path("raw"))
-"""Where a pair may lie below the folder that is named: torchvision keeps MNIST in the second."""
 
 TEST = re.compile("(.*-)?(t10k|test)-")
 """How the names of a pair begin that is kept for the test."""

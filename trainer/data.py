@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from serve_cli.errors import InputError
-from serve_cli.idx import IMAGE, LABEL, Damaged, Idx, find_idx, read_idx
+from serve_cli.idx import IDX_FOLDERS, IMAGE, LABEL, Damaged, Idx, find_idx, read_idx
 from serve_cli.process import complain, is_first_process
 from serve_cli.spec import CLASSES, IMAGE_SIZE
 
@@ -126,7 +126,7 @@ SOURCES = {
     ),
     "idx": Source(
         title="IDX data",
-        folders=(Path(), Path("MNIST", "raw"), Path("raw")),
+        folders=IDX_FOLDERS,
         samples=(None, None),
         labels_file="labels.txt",
     ),

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from serve_cli.preprocess import Preprocessed
+
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
@@ -18,22 +20,26 @@ class Answer:
     probabilities: list[float]
     labels: Sequence[int | str]
     reason: str | None
-    found: bool
+    picture: Preprocessed
 
     @classmethod
     def of(
-        cls, file: str, probabilities: np.ndarray, labels: Sequence[int | str], *, found: bool, floor: float
+        cls,
+        file: str,
+        picture: Preprocessed,
+        probabilities: np.ndarray,
+        labels: Sequence[int | str],
+        *,
+        floor: float,
     ) -> "Answer":
-        """Judge float32 `probabilities` [10]; `found` says whether the picture holds any ink.
+        """Judge float32 `probabilities` [10] of `picture`.
 
-        Below the confidence `floor` (0 to 1) the answer is "not sure".
+        Where no single digit was found, or below the confidence `floor` (0 to 1), the answer is "not sure".
         """
         best = int(probabilities.argmax())
         confidence = float(probabilities[best])
-        reason = None
-        if not found:
-            reason = "the picture is blank"
-        elif confidence < floor:
+        reason = picture.refusal
+        if reason is None and confidence < floor:
             reason = f"confidence is below {floor:g}"
         return cls(
             file=file,
@@ -43,7 +49,7 @@ class Answer:
             probabilities=probabilities.tolist(),
             labels=labels,
             reason=reason,
-            found=found,
+            picture=picture,
         )
 
     def ranking(self, top: int) -> list[tuple[int | str, float]]:
@@ -71,4 +77,6 @@ class Answer:
         ranking = ", ".join(f"{label} ({p:.1%})" for label, p in self.ranking(top))
         if self.reason is None:
             return f"{self.file}: {ranking}"
-        return f"{self.file}: not sure, {self.reason}" + (f"; best guess {ranking}" if self.found else "")
+        return f"{self.file}: not sure, {self.reason}" + (
+            f"; best guess {ranking}" if self.picture.pixels.any() else ""
+        )

@@ -10,7 +10,7 @@ import numpy as np
 from serve_cli.answer import Answer
 from serve_cli.errors import InputError
 from serve_cli.picture import find_pictures, read_file, read_stream
-from serve_cli.preprocess import Preprocessed, to_mnist
+from serve_cli.preprocess import BLANK, Preprocessed, to_mnist
 from serve_cli.runtime import CHUNK, Predictor
 from serve_cli.spec import IMAGE_SIZE
 
@@ -35,7 +35,7 @@ def answers(
             if isinstance(picture, InputError):
                 yield picture
             else:
-                yield Answer.of(name, next(probabilities), labels, found=picture.found, floor=floor)
+                yield Answer.of(name, picture, next(probabilities), labels, floor=floor)
 
 
 def _pictures(names: Sequence[str], *, raw: bool) -> Iterator[tuple[str, Preprocessed | InputError]]:
@@ -68,4 +68,4 @@ def take_raw(grey: np.ndarray, name: str) -> Preprocessed:
         raise InputError(
             f"{name} has {width}x{height} pixels, --preprocess raw takes 28x28: leave the option out"
         )
-    return Preprocessed(grey, found=bool(grey.any()))
+    return Preprocessed(grey) if grey.any() else BLANK

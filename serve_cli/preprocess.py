@@ -4,7 +4,9 @@ The geometry is MNIST's own (LeCun, Cortes, Burges, http://yann.lecun.com/exdb/m
 20x20 box with its aspect kept, and its centre of mass lies at the centre of 28x28.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -48,13 +50,18 @@ PAPER_TOLERANCES = (64.0, 32.0, 16.0, 16.0)
 
 @dataclass(frozen=True)
 class Preprocessed:
-    """`pixels` uint8 [28, 28]; `found` is False when the picture holds no ink (then it is black)."""
+    """What the net gets to see: `pixels` uint8 [28, 28], white ink on black; black for a blank picture.
+
+    `refusal` says why they are no single digit, None where nothing speaks against it; `decisions` is what was
+    found on the way, for the JSON answer.
+    """
 
     pixels: np.ndarray
-    found: bool
+    refusal: str | None = None
+    decisions: Mapping[str, Any] = field(default_factory=dict)
 
 
-BLANK = Preprocessed(np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.uint8), found=False)
+BLANK = Preprocessed(np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.uint8), "the picture is blank")
 
 
 def to_mnist(grey: np.ndarray) -> Preprocessed:
@@ -63,12 +70,12 @@ def to_mnist(grey: np.ndarray) -> Preprocessed:
     A genuine 28x28 MNIST picture comes back bit for bit.
     """
     if is_mnist(grey):
-        return Preprocessed(grey, found=True)
+        return Preprocessed(grey)
     ink = ink_of(shrink(grey))  # float32 [H, W], 0 to 1
     if ink is None:
         return BLANK
     digit = crop(ink)
-    return Preprocessed(place(fit(digit)), found=True)
+    return Preprocessed(place(fit(digit)))
 
 
 def is_mnist(grey: np.ndarray) -> bool:

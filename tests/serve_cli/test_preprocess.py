@@ -89,7 +89,7 @@ def test_hairlines_are_widened_to_the_strokes_of_mnist() -> None:
 @pytest.mark.parametrize("shape", [(1, 1), (1, 50), (28, 28), (300, 200)])
 def test_a_blank_picture_has_no_digit(level: int, shape: tuple[int, int]) -> None:
     result = to_mnist(np.full(shape, level, np.uint8))
-    assert not result.found
+    assert result.refusal == "the picture is blank"
     assert not result.pixels.any()
 
 

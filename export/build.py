@@ -32,6 +32,7 @@ from serve_cli.spec import (
     PARITY_FILE,
     TRITON_FILE,
     Contract,
+    temperature_of,
 )
 from serve_cli.verify import verify_artifact
 from trainer.data import Dataset, Split, load_dataset
@@ -197,10 +198,11 @@ def describe(source: Source, dataset: Dataset, questions: Questions, license_nam
             "state_dict_sha256": source.state_dict_sha256,
         },
         training=source.training,
+        calibration=source.calibration,
         evaluation={
             "dataset": dataset.name,
             "dataset_sha256": dataset.test.sha256(),
-            **_rounded(score(logits, questions.labels, dataset.labels)),
+            **_rounded(score(logits, questions.labels, dataset.labels, temperature_of(source.calibration))),
         },
         parity={},
         versions={

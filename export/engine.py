@@ -32,11 +32,12 @@ class TorchEngine:
         self.path = path
         if path.suffix in LOADERS:
             model = self._read_program()
-            self.labels = parse_contract(model, path).labels
+            contract = parse_contract(model, path)
+            self.labels, self.calibration = contract.labels, contract.calibration
             self._run = LOADERS[path.suffix](io.BytesIO(model))
         else:
             source = read_source(path, dataset=None, mean=None, std=None)
-            self.labels = source.labels
+            self.labels, self.calibration = source.labels, source.calibration
             self._run = runner(source.model())
 
     def _read_program(self) -> bytes:

@@ -36,7 +36,10 @@ def export(
     source: Annotated[
         Path, typer.Argument(metavar="RUN|STATE_DICT", help="A run directory, or a saved state_dict.")
     ],
-    format_name: Annotated[str, typer.Option("--format", help=f"What to make: {CHOICES}.")] = "onnx",
+    format_names: Annotated[
+        list[str] | None,
+        typer.Option("--format", help=f"What to make, may be repeated: {CHOICES}; onnx if not given."),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -85,7 +88,7 @@ def export(
 
     Example: mnist export runs/notebook --format all --output artifact
     """
-    formats = chosen_formats(format_name, layout=layout, opset=opset)
+    formats = chosen_formats(format_names, layout=layout, opset=opset)
     if layout == TRITON and output is None:
         raise InputError("--layout triton needs --output: name the folder that becomes the repository")
     if not LICENSE.fullmatch(license_name):
@@ -118,21 +121,26 @@ def export(
         typer.echo(line)
 
 
-def chosen_formats(format_name: str, *, layout: str, opset: int | None) -> list[str]:
-    """The formats that the flags ask for.
+def chosen_formats(names: list[str] | None, *, layout: str, opset: int | None) -> list[str]:
+    """The formats that the flags ask for, each once, in the order of the table.
 
     Raises:
         InputError: there is no such format or layout, or the flags do not go together.
     """
-    if format_name not in (*MODEL_FILES, ALL):
-        raise InputError(f"--format is {format_name}, expected one of {CHOICES}")
+    names = names or ["onnx"]
+    for name in names:
+        if name not in (*MODEL_FILES, ALL):
+            raise InputError(f"--format is {name}, expected one of {CHOICES}")
+    formats = [name for name in MODEL_FILES if name in names or ALL in names]
     if layout not in (PLAIN, TRITON):
         raise InputError(f"--layout is {layout}, expected {PLAIN} or {TRITON}")
-    if layout == TRITON and format_name not in ONNX_FORMATS:
-        raise InputError(f"--layout triton takes --format {' or '.join(ONNX_FORMATS)}, not {format_name}")
-    if opset is not None and format_name not in (*ONNX_FORMATS, ALL):
-        raise InputError(f"--opset is for ONNX, not for --format {format_name}: leave it out")
-    return list(MODEL_FILES) if format_name == ALL else [format_name]
+    if layout == TRITON and formats not in [[name] for name in ONNX_FORMATS]:
+        raise InputError(
+            f"--layout triton takes --format {' or '.join(ONNX_FORMATS)}, not {', '.join(names)}"
+        )
+    if opset is not None and not set(ONNX_FORMATS).intersection(formats):
+        raise InputError(f"--opset is for ONNX, not for --format {', '.join(names)}: leave it out")
+    return formats
 
 
 def notices(artifact: "Artifact") -> Iterator[str]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from serve_cli.spec import MODEL_FILES, PARITY_FILE, VECTORS, Contract
+from trainer.calibration import HIGHEST_FLOOR
 
 _ONNX_USE = """\
 session = onnxruntime.InferenceSession("{file}")
@@ -36,6 +37,8 @@ def model_card(contract: Contract, files: Mapping[str, str]) -> str:
                 _training(contract),
                 "## Evaluation",
                 _evaluation(contract.evaluation),
+                "## Confidence",
+                _confidence(contract.calibration),
                 "## Proof",
                 _proof(contract.parity),
                 "## Limits",
@@ -136,6 +139,25 @@ def _evaluation(evaluation: Mapping[str, Any]) -> str:
             "|---|---|---|---|---|",
             *classes,
         )
+    )
+
+
+def _confidence(calibration: Mapping[str, Any]) -> str:
+    if not calibration:
+        return (
+            "`probabilities` are the softmax of `logits`, not calibrated: no images were held out for it. "
+            "There is no floor below which an answer is 'not sure'."
+        )
+    validation, floor = calibration["validation"], calibration["min_confidence"]
+    return (
+        f"`probabilities` are softmax(`logits` / {calibration['temperature']}), computed in the model: this "
+        f"temperature has the least cross-entropy on {validation['samples']:,} held-out training images, and "
+        "takes their expected calibration error from "
+        f"{validation['calibration_error_before']:.4f} to {validation['calibration_error_after']:.4f} (Guo "
+        f"et al. 2017). Below a confidence of {floor} the answer should be 'not sure'. It was chosen on the "
+        f"same images for at most {calibration['error_rate']:.1%} errors among the answers given, with "
+        f"{HIGHEST_FLOOR} as the highest: it refuses {validation['refused']:.2%} of them, and "
+        f"{validation['errors']:,} of the other answers are wrong. Pictures of another kind differ."
     )
 
 

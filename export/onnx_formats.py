@@ -88,7 +88,7 @@ def convert_onnx_int8(model: DeployedModel, path: Path, order: Order) -> None:
 
 
 def _fold_normalization(model: DeployedModel) -> DeployedModel:
-    """The same model with mean and std inside its first layer.
+    """The same model, of temperature and all, with mean and std inside its first layer.
 
     What the layer then reads, pixels / 255, is exact in 8 bits; normalised pixels are all off by the same
     part of a step, which adds up over 784 of them.
@@ -99,7 +99,8 @@ def _fold_normalization(model: DeployedModel) -> DeployedModel:
     folded = {"fc1.weight": weight / std, "fc1.bias": bias - (weight * mean / std).sum(dim=1)}
     net = MLP(model.net.hidden)
     net.load_state_dict({**state, **folded})
-    return DeployedModel(net, Normalize(0.0, 1.0)).eval()
+    temperature = 1.0 if model.temperature is None else model.temperature.item()
+    return DeployedModel(net, Normalize(0.0, 1.0), temperature).eval()
 
 
 class _Batches(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types

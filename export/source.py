@@ -8,7 +8,7 @@ from typing import Any
 
 from export.weights import load_net
 from serve_cli.errors import InputError
-from serve_cli.spec import STATE_DICT
+from serve_cli.spec import STATE_DICT, is_calibration, temperature_of
 from trainer import run_directory
 from trainer.config import TrainConfig
 from trainer.data import DIGITS
@@ -17,9 +17,9 @@ from trainer.model import MLP, DeployedModel, Normalize
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A trained net with its normalisation, its labels, and what is known of its training.
+    """A trained net with its normalisation, its labels, and what is known of its training and calibration.
 
-    Of a bare file nothing is known: `training` is empty, and the labels are the digits.
+    Of a bare file nothing is known: `training` and `calibration` are empty, and the labels are the digits.
     """
 
     folder: Path
@@ -29,11 +29,13 @@ class Source:
     dataset: str
     labels: tuple[int | str, ...]
     training: Mapping[str, Any]
+    calibration: Mapping[str, Any]
     state_dict_sha256: str
 
     def model(self) -> DeployedModel:
         """The module that is exported, in evaluation mode."""
-        return DeployedModel(self.net, Normalize(self.mean, self.std)).eval()
+        normalize = Normalize(self.mean, self.std)
+        return DeployedModel(self.net, normalize, temperature_of(self.calibration)).eval()
 
 
 def read_source(path: Path, *, dataset: str | None, mean: float | None, std: float | None) -> Source:
@@ -59,7 +61,7 @@ def read_source(path: Path, *, dataset: str | None, mean: float | None, std: flo
     tutorial = TrainConfig()
     given = {"dataset": dataset or tutorial.dataset, "mean": mean, "std": std}
     config = TrainConfig.from_recipe(tutorial.recipe, **given)
-    return _source(weights, config, DIGITS, training={})
+    return _source(weights, config, DIGITS, training={}, calibration={})
 
 
 def _of_run(run: Path, weights: Path) -> Source:
@@ -71,7 +73,10 @@ def _of_run(run: Path, weights: Path) -> Source:
         "dataset": config.dataset,
         "dataset_sha256": report["dataset"]["train_sha256"],
     }
-    source = _source(weights, config, tuple(report["dataset"]["labels"]), training)
+    calibration = report.get("calibration") or {}  # none without held-out images, or in an older run
+    if not is_calibration(calibration):
+        raise InputError(f"{run / run_directory.REPORT} holds no calibration of ours: train again")
+    source = _source(weights, config, tuple(report["dataset"]["labels"]), training, calibration)
     if source.state_dict_sha256 != report["weights_sha256"]:
         raise InputError(
             f"{weights} is not the file that report.json speaks of: train again, or export it alone"
@@ -84,7 +89,11 @@ def _of_run(run: Path, weights: Path) -> Source:
 
 
 def _source(
-    weights: Path, config: TrainConfig, labels: tuple[int | str, ...], training: Mapping[str, Any]
+    weights: Path,
+    config: TrainConfig,
+    labels: tuple[int | str, ...],
+    training: Mapping[str, Any],
+    calibration: Mapping[str, Any],
 ) -> Source:
     return Source(
         folder=weights.parent,
@@ -94,5 +103,6 @@ def _source(
         dataset=config.dataset,
         labels=labels,
         training=training,
+        calibration=calibration,
         state_dict_sha256=hashlib.sha256(weights.read_bytes()).hexdigest(),
     )

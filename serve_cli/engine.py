@@ -1,8 +1,9 @@
 """What runs a model, whatever its format: onnxruntime in the base install, PyTorch where it is installed."""
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,10 +17,11 @@ TORCH_SUFFIXES = frozenset({".pt", ".pt2", ".pth", ".safetensors"})
 
 
 class Engine(Protocol):
-    """A model that can be asked; `labels` are those of its ten outputs."""
+    """A model that can be asked; `labels` are those of its ten outputs, `calibration` is as in a contract."""
 
     path: Path
     labels: tuple[int | str, ...]
+    calibration: Mapping[str, Any]
 
     def predict(self, images: np.ndarray, *, batch_size: int = CHUNK) -> Prediction:
         """Classify uint8 `images` [N, 28, 28], white ink on black; N may be 0."""

@@ -9,7 +9,7 @@ import typer
 
 from serve_cli.errors import CheckFailed
 from serve_cli.process import printable
-from serve_cli.spec import Preprocess
+from serve_cli.spec import Preprocess, floor_of, temperature_of
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -47,9 +47,11 @@ def evaluate(
 ) -> None:
     """Test a model on labelled images.
 
-    Prints the accuracy with its 95 % interval, the loss, the calibration error, precision, recall and F1 of
-    each label, and which labels are taken for which. Where IDX files hold a training and a test set, the
-    test set counts.
+    Prints the accuracy with its 95 % interval, the loss, the calibration error, what 'not sure' below the
+    model's own confidence floor costs and brings, precision, recall and F1 of each label, and which labels
+    are taken for which. All but that line counts every answer. The loss is that of the logits, as in
+    training; the calibration error that of the probabilities, temperature included. Where IDX files hold a
+    training and a test set, the test set counts.
 
     Example: mnist evaluate artifact --data MNIST/raw --min-accuracy 0.98
     """
@@ -57,18 +59,22 @@ def evaluate(
 
     from serve_cli.engine import open_engine
     from serve_cli.labelled import read_labelled
-    from serve_cli.metrics import score
+    from serve_cli.metrics import confidences, risk_coverage, score, selective
 
     engine = open_engine(model)
     labelled = read_labelled(data, engine.labels, raw=preprocess is Preprocess.RAW)
     logits = engine.predict(labelled.images).logits
     if not np.isfinite(logits).all():
         raise CheckFailed(f"{engine.path} answers with numbers that are not finite: export the model again")
+    temperature = temperature_of(engine.calibration)
+    confidence, hits = confidences(logits / temperature), logits.argmax(axis=1) == labelled.labels
     report = {
         "model": str(engine.path),
         "data": str(labelled.source),
         "preprocess": preprocess.value,
-        **score(logits, labelled.labels, engine.labels),
+        **score(logits, labelled.labels, engine.labels, temperature),
+        "selective": selective(confidence, hits, floor_of(engine.calibration)),
+        "risk_coverage": risk_coverage(confidence, hits),
     }
     for line in [json.dumps(report)] if as_json else as_text(report):
         typer.echo(printable(line))
@@ -87,11 +93,18 @@ def as_text(report: dict[str, Any]) -> Iterator[str]:
     yield f"accuracy: {report['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%})"
     yield f"loss: {report['loss']:.4f}"
     yield f"calibration error: {report['calibration_error']:.4f}"
+    if report["selective"]["min_confidence"] > 0:
+        yield _selective(**report["selective"])
     yield f"macro F1: {report['macro_f1']:.2%}"
     yield ""
     yield from _classes(report["classes"])
     yield ""
     yield from _confusion(report["confusion"], [str(of_class["label"]) for of_class in report["classes"]])
+
+
+def _selective(min_confidence: float, refused: float, accuracy_answered: float | None) -> str:
+    rest = "" if accuracy_answered is None else f"; of the rest {accuracy_answered:.2%} right"
+    return f"not sure, below {min_confidence:.1%}: {refused:.2%} of the images{rest}"
 
 
 def _classes(classes: Sequence[dict[str, Any]]) -> Iterator[str]:

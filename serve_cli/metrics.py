@@ -15,13 +15,20 @@ Z = NormalDist().inv_cdf(0.975)
 """How many standard deviations on both sides of the mean hold 95 % of a normal distribution."""
 
 
-def score(logits: np.ndarray, labels: np.ndarray, names: tuple[int | str, ...]) -> dict[str, Any]:
+COVERAGE = (0.0, 0.01, 0.02, 0.05, 0.1)
+"""Shares of the images that risk_coverage refuses."""
+
+
+def score(
+    logits: np.ndarray, labels: np.ndarray, names: tuple[int | str, ...], temperature: float = 1.0
+) -> dict[str, Any]:
     """All we measure from `logits`, float32 [N, 10], and the true `labels`, int64 [N]; N is at least 1.
 
-    `names` has the label of each class. Shares are from 0 to 1, `loss` is the mean cross-entropy in nats. In
-    `confusion` rows are the true class and columns the predicted one. What would divide by zero is 0: the
-    recall of a class without images, the precision of one that is never predicted. `macro_f1` is the plain
-    mean over all ten classes, so a class without images lowers it.
+    `names` has the label of each class. Shares are from 0 to 1. `loss` is the mean cross-entropy in nats of
+    the logits themselves, what training lowers; `calibration_error` is that of what users see, the softmax
+    of logits / `temperature`. In `confusion` rows are the true class and columns the predicted one. What
+    would divide by zero is 0: the recall of a class without images, the precision of one that is never
+    predicted. `macro_f1` is the plain mean over all ten classes, so a class without images lowers it.
     """
     confusion = _confusion(labels, logits.argmax(axis=1))
     correct = int(confusion.trace())
@@ -31,7 +38,7 @@ def score(logits: np.ndarray, labels: np.ndarray, names: tuple[int | str, ...]) 
         "loss": _loss(logits, labels),
         "samples": len(labels),
         "accuracy_interval": _wilson_interval(correct, len(labels)),
-        "calibration_error": calibration_error(logits, labels),
+        "calibration_error": calibration_error(logits / temperature, labels),
         "macro_f1": sum(of_class["f1"] for of_class in classes) / len(classes),
         "classes": classes,
         "confusion": confusion.tolist(),
@@ -53,6 +60,31 @@ def calibration_error(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(np.abs(gaps).sum()) / len(labels)
 
 
+def selective(confidence: np.ndarray, hits: np.ndarray, floor: float) -> dict[str, float | None]:
+    """What a `floor` for the confidence, from 0 to 1, costs and brings.
+
+    `confidence` is float64 [N] and `hits`, whether an answer is right, bool [N]. `refused` is the share below
+    the floor, `accuracy_answered` the share of right ones in the rest, None where nothing is left.
+    """
+    answered = confidence >= floor
+    return {
+        "min_confidence": floor,
+        "refused": float((~answered).mean()),
+        "accuracy_answered": float(hits[answered].mean()) if answered.any() else None,
+    }
+
+
+def risk_coverage(confidence: np.ndarray, hits: np.ndarray) -> list[dict[str, float]]:
+    """How the `error_rate` of the rest falls as more are `refused`, those of the lowest confidence first.
+
+    `confidence` is float64 [N], `hits` bool [N]; both shares are from 0 to 1. Of each share of COVERAGE the
+    nearest whole number of images is refused; of equal ones the first.
+    """
+    errors = ~hits[np.argsort(confidence, kind="stable")]
+    rest = {share: errors[round(share * len(errors)) :] for share in COVERAGE}
+    return [{"refused": share, "error_rate": float(kept.mean())} for share, kept in rest.items()]
+
+
 def largest_difference(found: np.ndarray, expected: np.ndarray) -> float:
     """The largest absolute difference of two arrays; NaN or another shape counts as infinite."""
     if found.shape != expected.shape:
@@ -63,7 +95,7 @@ def largest_difference(found: np.ndarray, expected: np.ndarray) -> float:
 
 def confidences(logits: np.ndarray) -> np.ndarray:
     """The softmax probability of the predicted class, float64 [N], of `logits` float32 [N, 10]."""
-    return 1 / np.exp(_below_best(logits)).sum(axis=1)
+    return 1 / np.exp(below_best(logits)).sum(axis=1)
 
 
 def worst_mistakes(labels: np.ndarray, logits: np.ndarray, count: int) -> np.ndarray:
@@ -76,14 +108,14 @@ def worst_mistakes(labels: np.ndarray, logits: np.ndarray, count: int) -> np.nda
     return wrong[order[:count]]
 
 
-def _below_best(logits: np.ndarray) -> np.ndarray:
+def below_best(logits: np.ndarray) -> np.ndarray:
     """Logits less the largest of each row, float64 [N, 10]: the same softmax, and no overflow."""
     return logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
 
 
 def _loss(logits: np.ndarray, labels: np.ndarray) -> float:
     """Mean cross-entropy in nats."""
-    below = _below_best(logits)
+    below = below_best(logits)
     of_label = below[np.arange(len(labels)), labels]
     return float((np.log(np.exp(below).sum(axis=1)) - of_label).mean())
 

@@ -8,6 +8,7 @@ known is refused, down to single fields: two readers of one format must not see 
 
 import hashlib
 import math
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,6 +40,12 @@ OPERATORS: Mapping[str, Mapping[str, float]] = {
 
 BY_CHANNEL = {"axis": 0}
 """The attributes of the DequantizeLinear of a weight or a bias."""
+
+CHAIN = re.compile("Cast Div (Sub )?(Div )?Reshape Gemm( Relu Gemm)* (Div )?Softmax")
+"""Their order, those of QUANTIZATION apart.
+
+A mean of 0 needs no Sub, a std of 1 no Div; the last Div is by the temperature of a calibrated model.
+"""
 
 QUANTIZATION = frozenset({"QuantizeLinear", "DequantizeLinear"})
 """Operators that change how a number is stored."""
@@ -185,7 +192,8 @@ def _check_chain(nodes: list[Node], constants: Mapping[str, Constant]) -> None:
     """Check that each operator works on what the one before it made, and on constants that fit there."""
     stored: dict[str, str] = {}  # names after a change of storage, and what they stand for
     weights: set[str] = set()
-    previous, current, width = "", INPUT["name"], 0
+    chain: list[Node] = []
+    current, width = INPUT["name"], 0
     for node in nodes:
         source, *others = (stored.get(name, name) for name in node.inputs)
         operands = [constants[name] for name in others if name in constants]
@@ -202,9 +210,24 @@ def _check_chain(nodes: list[Node], constants: Mapping[str, Constant]) -> None:
             raise Unfit("it uses a weight twice")
         weights.update(others[:1] if node.operator == "Gemm" else ())
         width = _width_after(node.operator, width, operands)
-        previous, current = current, node.output
-    if (previous, current, width) != (*(output["name"] for output in OUTPUTS), CLASSES):
-        raise Unfit("its chain of operators does not end in the probabilities")
+        chain.append(node)
+        current = node.output
+    if width != CLASSES:
+        raise Unfit("its chain of operators does not end in a number for each class")
+    _check_order(chain, constants)
+
+
+def _check_order(chain: list[Node], constants: Mapping[str, Constant]) -> None:
+    """Check that the operators come as in ours, and that logits and probabilities are what they make."""
+    if not CHAIN.fullmatch(" ".join(node.operator for node in chain)):
+        raise Unfit("its operators are not in the order of ours")
+    *before, softmax = chain
+    if before[-1].operator == "Div":
+        (temperature,) = struct.unpack("<f", constants[before.pop().inputs[1]].raw)
+        if not 0 < temperature < math.inf:
+            raise Unfit(f"its temperature is {temperature:g}")
+    if [before[-1].output, softmax.output] != [output["name"] for output in OUTPUTS]:
+        raise Unfit("its operators do not make the logits and the probabilities")
 
 
 def _width_after(operator: str, width: int, operands: list[Constant]) -> int:

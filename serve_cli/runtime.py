@@ -49,6 +49,7 @@ class Predictor:
             )
         self.contract = parse_contract(model, path)
         self.labels = self.contract.labels
+        self.calibration = self.contract.calibration
         try:
             self._session = open_session(model)
         except Unfit as error:
@@ -76,7 +77,7 @@ class Predictor:
             raise InputError(
                 f"{self.path} fails on a batch of {len(images)} ({_reason(error)}): export the model again"
             ) from error
-        if not np.isfinite(outputs[0]).all():  # the logits; their softmax is finite if they are
+        if not all(np.isfinite(output).all() for output in outputs):
             raise InputError(f"{self.path} answers with numbers that are not finite: train and export again")
         return outputs
 

@@ -5,6 +5,7 @@ This is the only file that both halves read. Its JSON form is stored inside each
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -13,7 +14,7 @@ from typing import Any
 
 from serve_cli.errors import InputError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 METADATA_KEY = "mnist_toolkit"
 """Key of the contract's JSON in the ONNX metadata; with `.json`, the extra file of PyTorch's formats."""
 
@@ -94,12 +95,46 @@ PREPROCESSING = (
 )
 
 
+MEASURED = frozenset(("samples", "refused", "errors", "calibration_error_before", "calibration_error_after"))
+"""What a calibration says of the images that it was chosen on."""
+
+
+def is_calibration(value: Any) -> bool:
+    """Whether `value` is what a run says of its calibration, see trainer.calibration; or empty, for none."""
+    if value == {}:
+        return True
+    try:
+        shares = (value["min_confidence"], value["error_rate"])
+        numbers = (value["temperature"], *shares, *value["validation"].values())
+        return (
+            value.keys() == {"temperature", "min_confidence", "error_rate", "validation"}
+            and value["validation"].keys() == MEASURED
+            and all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
+            and value["temperature"] > 0
+            and all(0 <= share <= 1 for share in shares)
+        )
+    except (KeyError, TypeError, AttributeError, OverflowError):
+        return False
+
+
+def temperature_of(calibration: Mapping[str, Any]) -> float:
+    """What divides the logits before their softmax; 1 without a calibration."""
+    return float(calibration.get("temperature", 1.0))
+
+
+def floor_of(calibration: Mapping[str, Any]) -> float:
+    """The confidence, 0 to 1, below which an answer is 'not sure'; 0 without a calibration."""
+    return float(calibration.get("min_confidence", 0.0))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Contract:
     """What a model file says about itself.
 
     `normalization` holds mean and std on the scale 0 to 1, for information: the graph applies them.
     `training` is empty for a state_dict whose origin is unknown; `evaluation` was measured at the export.
+    `calibration` is the run's own, and empty for one that held out no images. Its temperature is for
+    information, too: probabilities come out of the graph with it, logits without.
     `license` is the model's, as whoever exported it said.
     """
 
@@ -107,6 +142,7 @@ class Contract:
     normalization: Mapping[str, float]
     model: Mapping[str, Any]
     training: Mapping[str, Any]
+    calibration: Mapping[str, Any]
     evaluation: Mapping[str, Any]
     parity: Mapping[str, Any]
     versions: Mapping[str, str]
@@ -155,6 +191,8 @@ class Contract:
         for name in ("normalization", "model", "training", "evaluation", "parity", "versions"):
             if not isinstance(getattr(contract, name), dict):
                 raise InputError(f"{source}: field {name!r} of its contract must be an object")
+        if not is_calibration(contract.calibration):
+            raise InputError(f"{source}: field 'calibration' of its contract is not one that a run leaves")
         if not isinstance(contract.license, str):
             raise InputError(f"{source}: field 'license' of its contract must be text")
         return contract

@@ -1,6 +1,8 @@
 """What several test modules share: data, a trained run, its artifact, and the command in this process."""
 
+import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +10,7 @@ import pytest
 from PIL import Image
 
 from export.main import ALL
-from serve_cli import process
-from serve_cli.app import app
+from serve_cli import app
 from tests.command import Mnist, Result
 from trainer.data import MNIST_FILES, Dataset, load_dataset
 from trainer.run import Order, run
@@ -23,7 +24,7 @@ def mnist(capfd: pytest.CaptureFixture[str]) -> Mnist:
 
     def call(*arguments: object) -> Result:
         capfd.readouterr()
-        code = process.run(app, "mnist", [str(argument) for argument in arguments])
+        code = app.find([str(argument) for argument in arguments])()
         return Result(code, *capfd.readouterr())
 
     return call
@@ -54,7 +55,7 @@ def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         output = tmp_path_factory.mktemp("runs") / "notebook"
         run("notebook", {"dataset": "mnist5k", "seed": seed}, Order(output=output))
         command = ["export", str(output), "--format", ALL, "--output", str(output.parent / "artifact")]
-        if process.run(app, "mnist", command) == 0:
+        if app.find(command)() == 0:
             return output
     pytest.fail("no run of five could be exported to all formats")
 
@@ -63,6 +64,38 @@ def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def artifact(run_directory: Path) -> Path:
     """All formats of that run, proven; read it, never change it."""
     return run_directory.parent / "artifact"
+
+
+CALIBRATION = {
+    "temperature": 1.5,
+    "min_confidence": 0.8,
+    "error_rate": 0.002,
+    "validation": {
+        "samples": 400,
+        "refused": 0.125,
+        "errors": 3,
+        "calibration_error_before": 0.03,
+        "calibration_error_after": 0.01,
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def calibrated_run(run_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run, as if it had found CALIBRATION; read it, never change it."""
+    run = Path(shutil.copytree(run_directory, tmp_path_factory.mktemp("runs") / "calibrated"))
+    report = json.loads((run / "report.json").read_text())
+    (run / "report.json").write_text(json.dumps({**report, "calibration": CALIBRATION}))
+    return run
+
+
+@pytest.fixture(scope="session")
+def calibrated(calibrated_run: Path) -> Path:
+    """All formats of the calibrated run, proven; read it, never change it."""
+    output = calibrated_run.parent / "artifact"
+    command = ["export", str(calibrated_run), "--format", ALL, "--output", str(output)]
+    assert app.find(command)() == 0
+    return output
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The net of the tutorial, and the module that is deployed: normalisation, net, softmax in one."""
+"""The net of the tutorial, and the module that is deployed: normalisation, net, calibrated softmax in one."""
 
 import torch
 from torch import Tensor, nn
@@ -46,14 +46,21 @@ class Normalize(nn.Module):
 
 
 class DeployedModel(nn.Module):
-    """What every exported file holds: uint8 pixels in, logits and probabilities out."""
+    """What every exported file holds: uint8 pixels in, logits and probabilities out.
 
-    def __init__(self, net: MLP, normalize: Normalize) -> None:
+    Logits are the net's own, probabilities softmax(logits / temperature). A temperature of 1 leaves no trace.
+    """
+
+    temperature: Tensor | None
+
+    def __init__(self, net: MLP, normalize: Normalize, temperature: float = 1.0) -> None:
         super().__init__()
         self.normalize = normalize
         self.net = net
+        self.register_buffer("temperature", None if temperature == 1 else torch.tensor(temperature))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Map uint8 `image` [N, 28, 28] to (logits, probabilities), both float32 [N, 10]."""
         logits = self.net(self.normalize(image))
-        return logits, torch.softmax(logits, dim=1)
+        scaled = logits if self.temperature is None else logits / self.temperature
+        return logits, torch.softmax(scaled, dim=1)

@@ -18,16 +18,19 @@ def build_report(
     train: Split,
     epochs: list[Epoch],
     test: dict[str, Any],
+    calibration: dict[str, Any] | None,
     net: MLP,
     accelerator: Accelerator,
 ) -> dict[str, Any]:
     """The content of report.json.
 
-    `train` is the part of the training set that the net learned from, `test` what metrics.score found.
+    `train` is the part of the training set that the net learned from, `test` what metrics.score found,
+    `calibration` what calibrate did, None where no images were held out.
     """
     seconds = sum(epoch.seconds for epoch in epochs)
     return {
         "test": test,
+        "calibration": calibration,
         "train": {
             "loss": epochs[-1].train_loss,
             "samples": len(train),

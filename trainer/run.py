@@ -19,8 +19,9 @@ from torch import Tensor
 from serve_cli.errors import CheckFailed, InputError, MnistError
 from serve_cli.metrics import score
 from serve_cli.process import LAUNCHED, complain, say
-from serve_cli.spec import STATE_DICT
+from serve_cli.spec import STATE_DICT, temperature_of
 from trainer import checkpoint, run_directory
+from trainer.calibration import calibrate
 from trainer.checkpoint import Checkpoint
 from trainer.config import DEFAULT_RECIPE, TrainConfig
 from trainer.data import Dataset, Split, hold_out, load_dataset
@@ -157,14 +158,23 @@ def _train_and_test(start: Start, data_dir: Path | None) -> None:
         if config.patience is not None and course.best is not None:
             keeper.restore_best(course.best.step)
 
-    logits = predict(learner.net, normalize, dataset.test.images.to(device), accelerator)
+    validation_logits, logits = (
+        predict(learner.net, normalize, split.images.to(device), accelerator)
+        for split in (validation, dataset.test)
+    )
 
     def leave_results() -> None:
-        test = score(logits.numpy(), dataset.test.labels.numpy(), dataset.labels)
-        report = build_report(dataset, train, course.epochs, test, learner.net, accelerator)
+        calibration = None  # where the test set is validated on: it chooses nothing
+        if config.validation_fraction > 0:
+            calibration = calibrate(validation_logits.numpy(), validation.labels.numpy())
+        temperature = temperature_of(calibration or {})
+        test = score(logits.numpy(), dataset.test.labels.numpy(), dataset.labels, temperature)
+        report = build_report(dataset, train, course.epochs, test, calibration, learner.net, accelerator)
         write_metrics(course.epochs, order.output)
         leave_weights(order.output, learner.net, report)
-        leave_pictures(order.output, dataset, train, course.epochs, validated_on, report["test"], logits)
+        leave_pictures(
+            order.output, dataset, train, course.epochs, validated_on, report["test"], logits / temperature
+        )
         write_file(order.output / run_directory.REPORT, run_directory.json_bytes(report))
         for line in summarize(report):
             say(line)
@@ -288,6 +298,8 @@ def leave_pictures(
 ) -> None:
     """Draw the pictures of a run; `test` is what report.json says of the test set.
 
+    The softmax of `logits`, float32 [N, 10], is what users see of it.
+
     Raises:
         OSError: the system refused.
     """
@@ -310,10 +322,20 @@ def describe(epoch: Epoch, epochs: int) -> str:
 
 def summarize(report: dict[str, Any]) -> list[str]:
     """What people want to know at the end of a run."""
-    test, train = report["test"], report["train"]
+    test, calibration, train = report["test"], report["calibration"], report["train"]
     processes = "1 process" if train["processes"] == 1 else f"{train['processes']} processes"
     return [
         f"Test Accuracy: {test['accuracy']:.2%} of {test['samples']:,} images, Test Loss: {test['loss']:.4f}",
+        *([] if calibration is None else [describe_calibration(calibration)]),
         f"Training took {train['seconds']:.1f} s, {train['images_per_second']:,.0f} images/s "
         f"in {processes} on {train['device']}",
     ]
+
+
+def describe_calibration(calibration: Mapping[str, Any]) -> str:
+    """From which confidence on an answer is given, and what that does to the held-out images."""
+    validation = calibration["validation"]
+    return (
+        f"Not sure below {calibration['min_confidence']:.1%}: {validation['refused']:.2%} of "
+        f"{validation['samples']:,} held-out images, {validation['errors']:,} of the other answers wrong"
+    )

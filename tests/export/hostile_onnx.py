@@ -1,4 +1,4 @@
-"""Hostile ONNX files, made from a genuine one when they are needed; sealed as by somebody who knows how."""
+"""Hostile ONNX files, made from a genuine, calibrated one; sealed as by somebody who knows how."""
 
 import json
 import random
@@ -115,8 +115,72 @@ def wide_layer(graph: onnx.GraphProto) -> None:
             constant.CopyFrom(numpy_helper.from_array(zeros, constant.name))
 
 
+def by(*values: float, dims: tuple[int, ...] = (), dtype: type = np.float32) -> Change:
+    """Give the file another temperature."""
+
+    def change(graph: onnx.GraphProto) -> None:
+        temperature = next(item for item in graph.initializer if item.name == "temperature")
+        numbers = np.array(values, dtype).reshape(dims)
+        temperature.CopyFrom(numpy_helper.from_array(numbers, temperature.name))
+
+    return change
+
+
+def scaled_at(position: int) -> Change:
+    """Divide what the operator at `position` makes by the temperature instead; -1 is the last one's."""
+
+    def change(graph: onnx.GraphProto) -> None:
+        division = next(node for node in graph.node if "temperature" in node.input)
+        softmax = node_of(graph, "Softmax")
+        graph.node.remove(division)
+        softmax.input[0] = "logits"
+        before = graph.node[position]
+        division.input[0], before.output[0] = f"{before.output[0]} before", f"{before.output[0]} before"
+        division.output[0] = division.input[0].removesuffix(" before")
+        graph.node.insert(list(graph.node).index(before) + 1, division)
+
+    return change
+
+
+def scaled_twice(graph: onnx.GraphProto) -> None:
+    softmax = node_of(graph, "Softmax")
+    second = helper.make_node("Div", [softmax.input[0], "temperature"], ["again"])
+    softmax.input[0] = "again"
+    graph.node.insert(len(graph.node) - 1, second)
+
+
+def scaled_by_itself(graph: onnx.GraphProto) -> None:
+    division = next(node for node in graph.node if "temperature" in node.input)
+    division.input[1] = division.input[0]
+
+
+def scaled_logits(graph: onnx.GraphProto) -> None:
+    """What is called logits has the temperature in it already."""
+    gemm = [node for node in graph.node if node.op_type == "Gemm"][-1]
+    division = next(node for node in graph.node if "temperature" in node.input)
+    gemm.output[0] = division.input[0] = "raw"
+    division.output[0] = node_of(graph, "Softmax").input[0] = "logits"
+
+
+def shifted(graph: onnx.GraphProto) -> None:
+    next(node for node in graph.node if "temperature" in node.input).op_type = "Sub"
+
+
 def of_one_name(graph: onnx.GraphProto) -> None:
     graph.initializer.append(graph.initializer[0])
+
+
+def without_relu(graph: onnx.GraphProto) -> None:
+    relu = [node for node in graph.node if node.op_type == "Relu"][-1]
+    reader = next(node for node in graph.node if relu.output[0] in node.input)
+    reader.input[0] = relu.input[0]
+    graph.node.remove(relu)
+
+
+def relu_of_logits(graph: onnx.GraphProto) -> None:
+    division = next(node for node in graph.node if "temperature" in node.input)
+    graph.node.insert(list(graph.node).index(division), helper.make_node("Relu", ["logits"], ["positive"]))
+    division.input[0] = "positive"
 
 
 HOSTILE_GRAPHS: dict[str, tuple[Change, str]] = {
@@ -140,6 +204,24 @@ HOSTILE_GRAPHS: dict[str, tuple[Change, str]] = {
     "turned images": (turned, "Gemm has other attributes"),
     "one weight for all": (one_weight_for_all, "a weight twice"),
     "a very wide layer": (wide_layer, "constants that do not fit"),
+    "a temperature a class": (by(*[1.0] * 10, dims=(10,)), "constants that do not fit"),
+    "a temperature in a list": (by(1.0, dims=(1,)), "constants that do not fit"),
+    "a temperature of 0": (by(0.0), "its temperature is 0"),
+    "a temperature of -0": (by(-0.0), "its temperature is -0"),
+    "a negative temperature": (by(-1.5), "its temperature is -1.5"),
+    "an infinite temperature": (by(np.inf), "its temperature is inf"),
+    "a temperature that is no number": (by(np.nan), "its temperature is nan"),
+    "a temperature of 8 bytes": (by(2, dtype=np.int64), "graph is damaged"),
+    "a temperature for the weights": (scaled_at(-2), "do not make the logits"),
+    "a temperature before the last layer": (scaled_at(-3), "not in the order of ours"),
+    "a temperature for pixels": (scaled_at(0), "not in the order of ours"),
+    "a temperature for probabilities": (scaled_at(-1), "not in the order of ours"),
+    "two temperatures": (scaled_twice, "not in the order of ours"),
+    "logits divided by themselves": (scaled_by_itself, "that is no constant"),
+    "logits that are scaled": (scaled_logits, "do not make the logits"),
+    "logits that are shifted": (shifted, "not in the order of ours"),
+    "no last Relu": (without_relu, "not in the order of ours"),
+    "a Relu too many": (relu_of_logits, "not in the order of ours"),
     "constants of one name": (of_one_name, "two constants of one name"),
     "notes on shapes": (lambda graph: graph.value_info.add(), "its graph has a part"),
     "no input": (lambda graph: graph.node[0].ClearField("input"), "graph is damaged"),
@@ -154,7 +236,7 @@ HOSTILE_GRAPHS: dict[str, tuple[Change, str]] = {
 
 
 def onnx_files(genuine: bytes) -> Iterator[File]:
-    """All hostile files made of a `genuine` one."""
+    """All hostile files made of a `genuine`, calibrated one."""
     contract = {item.key: item.value for item in onnx.load_from_string(genuine).metadata_props}[METADATA_KEY]
     for name, (change, _) in HOSTILE_GRAPHS.items():
         model = onnx.load_from_string(genuine)
@@ -230,6 +312,7 @@ OTHER_MODELS: dict[str, Callable[[onnx.ModelProto], object]] = {
     "a negative size": lambda model: _weight(model).dims.__setitem__(0, -1),
     "sizes whose product overflows": lambda model: _weight(model).dims.extend([2**31, 2**31, 4]),
     "weights of text": lambda model: setattr(_weight(model), "data_type", TensorProto.STRING),
+    "a temperature of integers": lambda model: by(2, dtype=np.int32)(model.graph),
     "weights of no type": lambda model: setattr(_weight(model), "data_type", 99),
 }
 """What is wrong outside of the chain of operators."""
@@ -248,6 +331,9 @@ def _contracts(genuine: str) -> Iterator[tuple[str, str]]:
         "another polarity",
         json.dumps({**values, "input": {**values["input"], "polarity": "black on white"}}),
     )
+    for wrong in ({"temperature": 0}, {"min_confidence": "x"}, {"min_confidence": 2}, {"validation": {}}):
+        calibration = {**values["calibration"], **wrong}
+        yield f"calibration {wrong!r}", json.dumps({**values, "calibration": calibration})
     yield "nine labels", json.dumps({**values, "labels": values["labels"][:9]})
     yield "nested labels", json.dumps({**values, "labels": [[label] for label in values["labels"]]})
     yield from {"nothing": "", "a list": "[]", "null": "null", "half": genuine[:99]}.items()

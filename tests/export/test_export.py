@@ -20,9 +20,11 @@ import torch
 from export import build
 from export.format import Order
 from export.formats import FORMATS
+from export.main import chosen_formats
 from serve_cli.runtime import Predictor
-from serve_cli.spec import ARTIFACT_FILES, MODEL_FILES, Contract
+from serve_cli.spec import ARTIFACT_FILES, MODEL_FILES, VECTOR_OUTPUTS, Contract
 from tests.command import Mnist
+from tests.conftest import CALIBRATION
 from trainer.data import Dataset
 from trainer.model import MLP, DeployedModel
 
@@ -136,6 +138,94 @@ def test_what_the_card_says_works(artifact: Path, monkeypatch: pytest.MonkeyPatc
         names: dict[str, Any] = {"image": image, "torch": torch, "onnxruntime": onnxruntime}
         exec(call, names)
         assert tuple(names["logits"].shape) == tuple(names["probabilities"].shape) == (3, 10)
+
+
+def test_every_format_has_calibrated_probabilities_and_the_nets_own_logits(
+    calibrated: Path, artifact: Path, run_directory: Path, mnist5k: Dataset
+) -> None:
+    images = mnist5k.test.images[:100]
+    net = MLP()
+    net.load_state_dict(torch.load(run_directory / "mnist_model.pth"))
+    with torch.inference_mode():
+        logits = net((images / 255 - 0.5) / 0.5)
+    expected = torch.softmax(logits / CALIBRATION["temperature"], dim=1)
+    for name, file in MODEL_FILES.items():
+        for load in FORMATS[name].engines.values():
+            found = load(calibrated / file.name)(images.numpy(), 64)
+            own = torch.softmax(torch.tensor(found.logits) / CALIBRATION["temperature"], dim=1)
+            np.testing.assert_allclose(found.probabilities, own, atol=1e-6)
+            if name != "onnx-int8":
+                np.testing.assert_allclose(found.logits, logits, atol=1e-4)
+                np.testing.assert_allclose(found.probabilities, expected, atol=1e-5)
+    vectors = [onnx.numpy_helper.to_array(onnx.load_tensor(calibrated / path)) for path in VECTOR_OUTPUTS]
+    scaled = torch.softmax(torch.tensor(vectors[0]) / CALIBRATION["temperature"], dim=1)
+    np.testing.assert_allclose(vectors[1], scaled, atol=1e-6)
+
+
+def test_the_contract_and_the_card_say_how_it_was_calibrated(
+    calibrated: Path, artifact: Path, mnist: Mnist
+) -> None:
+    for file in MODEL_FILES.values():
+        assert json.loads(mnist("info", calibrated / file.name, "--json").out)["calibration"] == CALIBRATION
+        assert json.loads(mnist("info", artifact / file.name, "--json").out)["calibration"] == {}
+    card = (calibrated / "MODEL_CARD.md").read_text()
+    for part in ("softmax(`logits` / 1.5)", "400 held-out", "confidence of 0.8 the", "at most 0.2% errors"):
+        assert part in card
+    assert "not calibrated" in (artifact / "MODEL_CARD.md").read_text()
+    assert mnist("verify", calibrated).code == 0
+    before, after = (
+        json.loads((folder / "artifact.json").read_text())["contract"] for folder in (artifact, calibrated)
+    )
+    assert before["evaluation"].pop("calibration_error") != after["evaluation"].pop("calibration_error")
+    assert before["evaluation"] == after["evaluation"]
+
+
+def test_a_run_from_before_calibration_is_exported(run_directory: Path, tmp_path: Path, mnist: Mnist) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_directory, run)
+    report = json.loads((run / "report.json").read_text())
+    del report["calibration"]
+    (run / "report.json").write_text(json.dumps(report))
+    assert mnist("export", run, "--output", tmp_path / "out").code == 0
+    assert Predictor(tmp_path / "out" / "model.onnx").calibration == {}
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": 0}, {"validation": None}, {"min_confidence": "high"}])
+def test_a_damaged_calibration(
+    calibrated_run: Path, tmp_path: Path, mnist: Mnist, wrong: dict[str, Any]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(calibrated_run, run)
+    report = json.loads((run / "report.json").read_text())
+    (run / "report.json").write_text(json.dumps({**report, "calibration": {**CALIBRATION, **wrong}}))
+    mnist("export", run, "--output", tmp_path / "out").assert_refused("report.json", "calibration")
+
+
+@pytest.mark.parametrize(
+    ("asked", "made"),
+    [
+        ([], ["onnx"]),
+        (["onnx-int8", "onnx"], ["onnx", "onnx-int8"]),
+        (["pt2", "onnx", "pt2"], ["onnx", "pt2"]),
+        (["all"], list(MODEL_FILES)),
+        (["pt2", "all"], list(MODEL_FILES)),
+    ],
+)
+def test_formats_in_any_order(asked: list[str], made: list[str]) -> None:
+    assert chosen_formats(asked or None, layout="plain", opset=None) == made
+    assert chosen_formats(asked or None, layout="plain", opset=20) == made
+
+
+def test_two_formats(calibrated_run: Path, calibrated: Path, tmp_path: Path, mnist: Mnist) -> None:
+    flags = ("--format", "onnx-int8", "--format", "onnx", "--format", "onnx")
+    result = mnist("export", calibrated_run, *flags, "--output", tmp_path / "out")
+    assert result.code == 0
+    names = ("model.onnx", "model.int8.onnx")
+    assert [Path(line.split()[0]).name for line in result.out.splitlines()[:2]] == list(names)
+    assert {path.name for path in (tmp_path / "out").glob("model*")} == set(names)
+    for name in names:
+        assert (tmp_path / "out" / name).read_bytes() == (calibrated / name).read_bytes()
+    assert list(json.loads((tmp_path / "out" / "parity.json").read_text())) == ["onnx", "onnx-int8"]
 
 
 def test_any_batch_size_runs(artifact: Path) -> None:
@@ -379,6 +469,10 @@ def test_bad_usage(run_directory: Path, tmp_path: Path, mnist: Mnist) -> None:
     mnist(
         "export", run_directory, "--format", "all", "--layout", "triton", "--output", output
     ).assert_refused("--layout triton takes --format onnx or onnx-int8")
+    both = ("--format", "onnx", "--format", "onnx-int8", "--layout", "triton")
+    mnist("export", run_directory, *both, "--output", output).assert_refused("not onnx, onnx-int8")
+    unknown = ("--format", "onnx", "--format", "tflite")
+    mnist("export", run_directory, *unknown, "--output", output).assert_refused("--format is tflite")
     for opset in (17, 99):
         result = mnist("export", run_directory, "--opset", opset, "--output", output)
         assert result.code == 2

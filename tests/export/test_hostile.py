@@ -191,9 +191,9 @@ def observe(
 
 
 @pytest.fixture(scope="module")
-def observations(tmp_path_factory: pytest.TempPathFactory, artifact: Path) -> list[Observation]:
+def observations(tmp_path_factory: pytest.TempPathFactory, calibrated: Path) -> list[Observation]:
     folder = tmp_path_factory.mktemp("hostile")
-    model = (artifact / "model.onnx").read_bytes()
+    model = (calibrated / "model.onnx").read_bytes()
     (folder / "load_net").write_bytes(hostile.saved(hostile.small_state()))
     for loader in ("Predictor", "read_contract"):
         (folder / loader).write_bytes(model)

@@ -13,6 +13,7 @@ from export.onnx_formats import FIRST_INT8_OPSET, FIRST_OPSET
 from serve_cli.onnx_file import OPERATORS, QUANTIZATION, check_graph
 from serve_cli.runtime import Predictor
 from tests.command import Mnist
+from tests.conftest import CALIBRATION
 from trainer.data import Dataset
 
 FILES = ("model.onnx", "model.int8.onnx")
@@ -65,6 +66,22 @@ def test_every_opset_is_written_proven_and_run_or_refused(
                 (f"mnist: --opset {opset} cannot be", f"mnist: --opset is {opset}, {name} takes")
             )
             assert not output.exists()
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_calibration_adds_one_division_and_nothing_else(
+    artifact: Path, calibrated: Path, file: str
+) -> None:
+    plain, graph = (onnx.load(folder / file).graph for folder in (artifact, calibrated))
+    *_, division, softmax = graph.node
+    assert (division.op_type, list(division.input)) == ("Div", ["logits", "temperature"])
+    temperature = next(item for item in graph.initializer if item.name == "temperature")
+    assert numpy_helper.to_array(temperature) == np.float32(CALIBRATION["temperature"])
+    assert list(softmax.input) == list(division.output)
+    softmax.input[0] = "logits"
+    graph.node.remove(division)
+    graph.initializer.remove(temperature)
+    assert graph.SerializeToString(deterministic=True) == plain.SerializeToString(deterministic=True)
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -47,7 +47,23 @@ def idx(mnist5k: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def expected(mnist5k: Dataset, artifact: Path) -> dict[str, object]:
     logits = engine.open_engine(artifact).predict(mnist5k.test.images[:SAMPLES].numpy()).logits
-    return metrics.score(logits, mnist5k.test.labels[:SAMPLES].numpy(), DIGITS)
+    return report_of(logits, mnist5k.test.labels[:SAMPLES].numpy())
+
+
+def report_of(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    names: tuple[int | str, ...] = DIGITS,
+    temperature: float = 1.0,
+    floor: float = 0.0,
+) -> dict[str, object]:
+    """What a report says of logits, float32 [N, 10]."""
+    confidence, hits = metrics.confidences(logits / temperature), logits.argmax(axis=1) == labels
+    return {
+        **metrics.score(logits, labels, names, temperature),
+        "selective": metrics.selective(confidence, hits, floor),
+        "risk_coverage": metrics.risk_coverage(confidence, hits),
+    }
 
 
 def test_json_is_the_score(command: Mnist, artifact: Path, idx: Path, expected: dict[str, object]) -> None:
@@ -112,10 +128,42 @@ def test_the_report_for_people(
     assert f"accuracy: {expected['accuracy']:.2%} (95 % interval " in result.out
 
 
+@pytest.mark.parametrize("file", ["model.onnx", "mnist_model.pth"])
+def test_a_calibrated_model_says_what_its_floor_brings(
+    command: Mnist, calibrated: Path, calibrated_run: Path, mnist5k: Dataset, idx: Path, file: str
+) -> None:
+    model = calibrated / file if file == "model.onnx" else calibrated_run / file
+    answer = engine.open_engine(model).predict(mnist5k.test.images[:SAMPLES].numpy())
+    labels = mnist5k.test.labels[:SAMPLES].numpy()
+    report = json.loads(command(model, "--data", idx, "--json").out)
+    for name, value in report_of(answer.logits, labels, DIGITS, 1.5, 0.8).items():
+        assert report[name] == value
+
+    # The same from the probabilities that users see.
+    answered = answer.probabilities.max(axis=1) >= 0.8
+    right = answer.probabilities.argmax(axis=1) == labels
+    selective = report["selective"]
+    assert selective["min_confidence"] == 0.8
+    assert selective["refused"] == pytest.approx((~answered).mean())
+    assert selective["accuracy_answered"] == pytest.approx(right[answered].mean())
+    assert 0 < selective["refused"] < 1
+    assert report["accuracy"] < selective["accuracy_answered"] < 1
+    assert (
+        f"not sure, below 80.0%: {selective['refused']:.2%} of the images; "
+        f"of the rest {selective['accuracy_answered']:.2%} right"
+    ) in command(model, "--data", idx).out.splitlines()
+
+
+def test_a_model_that_is_never_sure() -> None:
+    scores = report_of(np.zeros((2, 10), np.float32), np.array([0, 1]), floor=0.5)
+    lines = list(evaluate.as_text({"model": "m.onnx", "data": "d", "preprocess": "auto", **scores}))
+    assert "not sure, below 50.0%: 100.00% of the images" in lines
+
+
 def report_on(names: tuple[int | str, ...]) -> str:
     """The text for 1,011 images of class 0, two of them taken for class 9, and one of class 9."""
     logits = 9 * np.eye(10, dtype=np.float32)[[0] * 1009 + [9] * 3]
-    scores = metrics.score(logits, np.array([0] * 1011 + [9]), names)
+    scores = report_of(logits, np.array([0] * 1011 + [9]), names)
     return "\n".join(evaluate.as_text({"model": "m.onnx", "data": "d", "preprocess": "auto", **scores}))
 
 

@@ -240,6 +240,46 @@ def test_large_logits_overflow_nothing() -> None:
     assert metrics.confidences(logits).tolist() == [1, 1]
 
 
+def test_a_temperature_calibrates_and_changes_nothing_else() -> None:
+    logits, labels = random_answers(1000, 0)
+    plain, calibrated = metrics.score(logits, labels, DIGITS), metrics.score(logits, labels, DIGITS, 2.0)
+    assert calibrated["calibration_error"] == metrics.calibration_error(logits / 2, labels)
+    assert calibrated["calibration_error"] != plain["calibration_error"]
+    del plain["calibration_error"], calibrated["calibration_error"]
+    assert calibrated == plain
+
+
+def test_a_floor_by_hand() -> None:
+    confidence, hits = np.array([0.9, 0.3, 0.8, 0.5]), np.array([True, False, False, True])
+    assert metrics.selective(confidence, hits, 0.8) == {
+        "min_confidence": 0.8,
+        "refused": 0.5,
+        "accuracy_answered": 0.5,
+    }
+    assert metrics.selective(confidence, hits, 0.0)["accuracy_answered"] == 0.5
+    assert metrics.selective(confidence, hits, 0.81)["accuracy_answered"] == 1
+    assert metrics.selective(confidence, hits, 0.91) == {
+        "min_confidence": 0.91,
+        "refused": 1,
+        "accuracy_answered": None,
+    }
+
+
+@pytest.mark.parametrize("samples", [1, 9, 40, 1234])
+def test_the_errors_of_the_rest_by_a_loop(samples: int) -> None:
+    dice = random.Random(samples)
+    answers = [(dice.random(), dice.random() < 0.8) for _ in range(samples)]
+    confidence, hits = map(np.array, zip(*answers, strict=True))
+    found = metrics.risk_coverage(confidence, hits)
+    assert [point["refused"] for point in found] == [0, 0.01, 0.02, 0.05, 0.1]
+    for point in found:
+        rest = sorted(answers)
+        for _ in range(round(point["refused"] * samples)):
+            rest.remove(min(rest))
+        assert point["error_rate"] == pytest.approx(sum(not hit for _, hit in rest) / len(rest))
+    assert json.loads(json.dumps(found)) == found
+
+
 def test_slow_imports_wait_until_they_are_needed() -> None:
     code = """
 import sys, serve_cli.metrics, serve_cli.idx

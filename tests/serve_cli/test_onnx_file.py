@@ -12,12 +12,12 @@ from onnx import helper, numpy_helper
 
 from serve_cli.onnx_file import Unfit, check_digest, check_graph, digest, read_metadata
 from serve_cli.protobuf import fields
-from tests.export.hostile_onnx import HOSTILE_GRAPHS
+from tests.export.hostile_onnx import HOSTILE_GRAPHS, by
 
 
 @pytest.fixture
-def model(artifact: Path) -> onnx.ModelProto:
-    return onnx.load(artifact / "model.onnx")
+def model(calibrated: Path) -> onnx.ModelProto:
+    return onnx.load(calibrated / "model.onnx")
 
 
 def test_metadata_is_what_onnx_reads(model: onnx.ModelProto) -> None:
@@ -88,6 +88,26 @@ def test_a_hostile_graph_is_refused(model: onnx.ModelProto, name: str) -> None:
     change(model.graph)
     with pytest.raises(Unfit, match=message):
         check_graph(model.SerializeToString())
+
+
+SCALINGS = [name for name in HOSTILE_GRAPHS if "temperature" in name or name.startswith("logits")]
+SCALINGS.remove("a temperature for pixels")  # in 8 bits std is inside the first layer, so this is one
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+def test_a_hostile_temperature_is_refused_in_8_bits_too(calibrated: Path, name: str) -> None:
+    model = onnx.load(calibrated / "model.int8.onnx")
+    check_graph(model.SerializeToString())
+    change, _ = HOSTILE_GRAPHS[name]
+    change(model.graph)
+    with pytest.raises(Unfit):
+        check_graph(model.SerializeToString())
+
+
+@pytest.mark.parametrize("value", [0.25, 0.927, 1.0, 4.0])
+def test_any_temperature_is_accepted(model: onnx.ModelProto, value: float) -> None:
+    by(value)(model.graph)
+    check_graph(model.SerializeToString())
 
 
 def test_functions_and_training_are_refused(model: onnx.ModelProto) -> None:

@@ -10,6 +10,7 @@ from export.onnx_formats import load_onnxruntime, seal
 from serve_cli.errors import InputError
 from serve_cli.runtime import Predictor
 from serve_cli.spec import METADATA_KEY
+from tests.conftest import CALIBRATION
 from trainer.data import Dataset
 
 
@@ -32,6 +33,22 @@ def test_probabilities_are_the_softmax_of_the_logits(predictor: Predictor, mnist
     np.testing.assert_allclose(
         found.probabilities, exponentials / exponentials.sum(axis=1, keepdims=True), atol=1e-6
     )
+
+
+@pytest.mark.parametrize("file", ["model.onnx", "model.int8.onnx"])
+def test_calibrated_probabilities_are_those_of_cooler_logits(
+    calibrated: Path, artifact: Path, mnist5k: Dataset, file: str
+) -> None:
+    images = mnist5k.test.images.numpy()[:50]
+    found, plain = Predictor(calibrated / file).predict(images), Predictor(artifact / file).predict(images)
+    np.testing.assert_array_equal(found.logits, plain.logits)
+    exponentials = np.exp(found.logits.astype(np.float64) / CALIBRATION["temperature"])
+    np.testing.assert_allclose(
+        found.probabilities, exponentials / exponentials.sum(axis=1, keepdims=True), atol=1e-6
+    )
+    assert np.abs(found.probabilities - plain.probabilities).max() > 0.05
+    assert Predictor(calibrated / file).calibration == CALIBRATION
+    assert Predictor(artifact / file).calibration == {}
 
 
 def test_no_images_give_no_answers(predictor: Predictor) -> None:
@@ -90,6 +107,17 @@ def test_answers_that_are_no_numbers_are_refused(predictor: Predictor, tmp_path:
     bias = next(item for item in model.graph.initializer if item.name == "net.fc3.bias")
     bias.CopyFrom(onnx.numpy_helper.from_array(np.full(10, value, np.float32), bias.name))
     spoilt = Predictor(keep(model, predictor.contract.to_json(), tmp_path / "spoilt.onnx"))
+    with pytest.raises(InputError, match="not finite"):
+        spoilt.predict(np.zeros((1, 28, 28), np.uint8))
+
+
+def test_probabilities_that_are_no_numbers_are_refused(calibrated: Path, tmp_path: Path) -> None:
+    """The smallest number above 0 makes infinite logits of large ones."""
+    model = onnx.load(calibrated / "model.onnx")
+    temperature = next(item for item in model.graph.initializer if item.name == "temperature")
+    temperature.CopyFrom(onnx.numpy_helper.from_array(np.array(1e-45, np.float32), "temperature"))
+    contract = Predictor(calibrated / "model.onnx").contract.to_json()
+    spoilt = Predictor(keep(model, contract, tmp_path / "spoilt.onnx"))
     with pytest.raises(InputError, match="not finite"):
         spoilt.predict(np.zeros((1, 28, 28), np.uint8))
 

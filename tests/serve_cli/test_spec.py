@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from serve_cli.errors import InputError
-from serve_cli.spec import Contract
+from serve_cli.spec import Contract, floor_of, is_calibration, temperature_of
+from tests.conftest import CALIBRATION
 
 SOURCE = Path("model.onnx")
 
@@ -18,6 +19,7 @@ def contract() -> Contract:
         normalization={"mean": 0.5, "std": 0.5},
         model={"layers": "784-128-64-10"},
         training={},
+        calibration=CALIBRATION,
         evaluation={"accuracy": 0.97},
         parity={"argmax_flips": 0},
         versions={"torch": "2.14.1"},
@@ -38,6 +40,9 @@ def test_equal_contracts_give_equal_bytes(contract: Contract) -> None:
     ("field", "value", "message"),
     [
         ("format_version", 99, "format_version is 99"),
+        ("format_version", 1, "format_version is 1, this program reads 2"),
+        ("calibration", {"temperature": 1.5}, "'calibration'"),
+        ("calibration", {**CALIBRATION, "min_confidence": float("nan")}, "'calibration'"),
         ("labels", ["a"], "'labels'"),
         ("labels", "0123456789", "'labels'"),
         ("input", {"name": "pixels"}, "'input'"),
@@ -64,3 +69,38 @@ def test_a_wrong_field_is_named(contract: Contract, field: str, value: object, m
 def test_what_is_not_a_contract_is_refused(text: str | bytes) -> None:
     with pytest.raises(InputError, match=r"model\.onnx"):
         Contract.from_json(text, SOURCE)
+
+
+def test_a_calibration_is_whole_or_empty() -> None:
+    assert is_calibration(CALIBRATION)
+    assert (temperature_of(CALIBRATION), floor_of(CALIBRATION)) == (1.5, 0.8)
+    assert is_calibration({})
+    assert (temperature_of({}), floor_of({})) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"temperature": 0},
+        {"temperature": -1.5},
+        {"temperature": float("inf")},
+        {"temperature": 10**400},
+        {"temperature": "1.5"},
+        {"temperature": None},
+        {"min_confidence": 1.01},
+        {"min_confidence": -0.1},
+        {"error_rate": 2},
+        {"validation": {}},
+        {"validation": None},
+        {"validation": {**CALIBRATION["validation"], "errors": "none"}},
+        {"validation": {**CALIBRATION["validation"], "more": 1}},
+        {"more": 1},
+    ],
+)
+def test_another_calibration_is_none(changes: dict[str, object]) -> None:
+    assert not is_calibration({**CALIBRATION, **changes})
+
+
+@pytest.mark.parametrize("value", [None, 5, [], "x", [1, 2]])
+def test_what_is_no_object_is_no_calibration(value: object) -> None:
+    assert not is_calibration(value)

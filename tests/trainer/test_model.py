@@ -35,5 +35,12 @@ def test_the_deployed_module_normalises_and_gives_probabilities() -> None:
     image = torch.randint(0, 256, (4, 28, 28), dtype=torch.uint8)
     logits, probabilities = DeployedModel(net, Normalize(0.1, 0.3))(image)
     torch.testing.assert_close(logits, net((image / 255 - 0.1) / 0.3))
-    torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(4))
-    assert torch.equal(logits.argmax(dim=1), probabilities.argmax(dim=1))
+    torch.testing.assert_close(probabilities, torch.softmax(logits, dim=1), rtol=0, atol=0)
+
+
+def test_a_temperature_changes_the_probabilities_alone() -> None:
+    net, normalize = MLP(), Normalize(0.1, 0.3)
+    image = torch.randint(0, 256, (4, 28, 28), dtype=torch.uint8)
+    logits, probabilities = DeployedModel(net, normalize, 2.5)(image)
+    assert torch.equal(logits, DeployedModel(net, normalize)(image)[0])
+    torch.testing.assert_close(probabilities, torch.softmax(logits / 2.5, dim=1))

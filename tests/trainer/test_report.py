@@ -80,8 +80,10 @@ def half_wrong(samples: int) -> tuple[Tensor, Tensor, Tensor]:
 def test_the_report(mnist5k: Dataset) -> None:
     test = {"accuracy": 0.5, "loss": 0.7, "samples": 1000, "confusion": [[1]]}
     train = mnist5k.train.take(torch.arange(600))
-    report = build_report(mnist5k, train, EPOCHS, test, MLP(), Accelerator(cpu=True))
+    calibration = {"temperature": 1.5}
+    report = build_report(mnist5k, train, EPOCHS, test, calibration, MLP(), Accelerator(cpu=True))
     assert report["test"] == test
+    assert report["calibration"] == calibration
     assert report["train"] == {
         "loss": 1 / 3,
         "samples": 600,

@@ -17,13 +17,16 @@ from PIL import Image
 from torch import Tensor
 
 from serve_cli import process
+from serve_cli.metrics import calibration_error
 from tests.command import Mnist
 from tests.trainer.launch import ENVIRONMENT, command, launch
 from trainer import checkpoint, loop
-from trainer.data import Dataset
+from trainer.calibration import calibrate
+from trainer.data import Dataset, hold_out
 from trainer.learner import Learner
 from trainer.main import app
-from trainer.model import MLP
+from trainer.model import MLP, Normalize
+from trainer.run import describe_calibration
 
 QUICK = ("--recipe", "notebook", "--dataset", "mnist5k", "--limit", "640", "--epochs", "2")
 
@@ -114,6 +117,35 @@ def test_a_recipe_that_validates_leaves_the_test_set_alone(mnist: Mnist, tmp_pat
     assert report["train"]["samples"] == 3600
     assert report["test"]["samples"] == 1000
     assert report["parameters"] == 784 * 32 + 32 + 32 * 10 + 10
+
+
+def test_a_run_calibrates_on_what_it_held_out(mnist: Mnist, tmp_path: Path, mnist5k: Dataset) -> None:
+    flags = ("--recipe", "fast", "--dataset", "mnist5k", "--epochs", "2")
+    result = mnist("train", *flags, "--output", tmp_path / "run")
+    assert result.code == 0
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+
+    net, normalize = MLP(), Normalize(0.1307, 0.3081)
+    net.load_state_dict(torch.load(tmp_path / "run" / "mnist_model.pth"))
+    _, held_out = hold_out(mnist5k.train, 0.1)
+    with torch.inference_mode():
+        held_out_logits, logits = (net(normalize(split.images)).numpy() for split in (held_out, mnist5k.test))
+    calibration = calibrate(held_out_logits, held_out.labels.numpy())
+    assert report["calibration"] == calibration
+    assert calibration["temperature"] != 1
+
+    # The loss is the net's own, the calibration error that of what users see.
+    temperature, labels = calibration["temperature"], mnist5k.test.labels.numpy()
+    loss = torch.nn.functional.cross_entropy(torch.tensor(logits), mnist5k.test.labels)
+    assert report["test"]["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert report["test"]["calibration_error"] == pytest.approx(
+        calibration_error(logits / temperature, labels), abs=1e-5
+    )
+    assert describe_calibration(calibration) in result.out.splitlines()
+
+
+def test_the_test_set_calibrates_nothing(run_directory: Path) -> None:
+    assert json.loads((run_directory / "report.json").read_text())["calibration"] is None
 
 
 def test_the_notebook_recipe_reaches_96_per_cent(full_mnist: Dataset, mnist: Mnist, tmp_path: Path) -> None:

@@ -1,0 +1,101 @@
+"""Temperature and floor against what is known beforehand, and against searches that take no short cut."""
+
+import json
+
+import numpy as np
+import pytest
+from sklearn.metrics import log_loss
+
+from serve_cli.metrics import confidences
+from serve_cli.spec import is_calibration
+from trainer import calibration
+from trainer.calibration import calibrate, fit_temperature, lowest_floor
+
+
+def honest(samples: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Logits, float32 [N, 10], and labels int64 [N] drawn from their softmax: their best temperature is 1."""
+    dice = np.random.default_rng(seed)
+    logits = dice.normal(scale=3, size=(samples, 10)).astype(np.float32)
+    noise = dice.gumbel(size=logits.shape)
+    return logits, (logits + noise).argmax(axis=1)  # the largest of logits plus Gumbel noise is such a draw
+
+
+def cross_entropy(logits: np.ndarray, labels: np.ndarray, temperature: float) -> float:
+    powers = np.exp(logits.astype(np.float64) / temperature)
+    return float(log_loss(labels, powers / powers.sum(axis=1, keepdims=True), labels=range(10)))
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 1.7, 3.0])
+def test_logits_that_are_scaled_give_the_scale_back(scale: float) -> None:
+    logits, labels = honest(20_000)
+    assert fit_temperature(np.float32(scale) * logits, labels) == pytest.approx(scale, rel=0.03)
+
+
+@pytest.mark.parametrize("samples", [30, 400, 3000])
+def test_no_other_temperature_loses_less(samples: int) -> None:
+    logits, labels = honest(samples, seed=samples)
+    found = fit_temperature(logits, labels)
+    losses = {step: cross_entropy(logits, labels, step / 1000) for step in range(250, 4001, 10)}
+    assert 1000 * found == pytest.approx(min(losses, key=lambda step: losses[step]), abs=10)
+    assert cross_entropy(logits, labels, found) <= min(losses.values())
+    assert found == round(found, 3)
+
+
+def test_what_a_few_images_say_is_bounded() -> None:
+    logits, _ = honest(200)
+    best = logits.argmax(axis=1)
+    assert fit_temperature(logits, best) == 1  # all of them right: no temperature is too low
+    assert fit_temperature(logits, (best + 1) % 10) == calibration.HIGHEST
+    second = np.argsort(logits, axis=1)[:, -2]
+    nearly = np.where(np.arange(200) == np.diff(np.sort(logits)[:, -2:]).argmin(), second, best)
+    assert fit_temperature(logits / 100, nearly) == calibration.LOWEST
+    assert fit_temperature(logits[:1], best[:1]) == 1
+
+
+def test_large_logits_overflow_nothing() -> None:
+    logits = np.array([[3e38, -3e38, *[0] * 8], [1000, *[-1000] * 9]], np.float32)
+    assert fit_temperature(logits, np.array([0, 1])) == calibration.HIGHEST
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_floor_is_the_lowest_that_keeps_the_error_rate(seed: int) -> None:
+    dice = np.random.default_rng(seed)
+    confidence = dice.beta(8, 0.3, size=4000)
+    wrong = dice.random(4000) < (1 - confidence) ** 2
+    found = lowest_floor(confidence, wrong)
+    assert 0 < found < calibration.HIGHEST_FLOOR
+
+    def share(floor: float) -> float:
+        given = [is_wrong for sure, is_wrong in zip(confidence, wrong, strict=True) if sure >= floor]
+        return sum(given) / len(given)
+
+    assert share(found) <= calibration.ERROR_RATE
+    assert all(share(step / 1000) > calibration.ERROR_RATE for step in range(round(found * 1000)))
+
+
+def test_a_net_with_few_errors_needs_no_floor() -> None:
+    confidence = np.linspace(0.2, 1, 1000)
+    assert lowest_floor(confidence, np.arange(1000) < 2) == 0
+    assert lowest_floor(confidence, np.arange(1000) < 3) == 0.2 + round(0.8 / 999, 3)
+
+
+def test_a_poor_net_is_not_refused_altogether() -> None:
+    """Right or wrong at any confidence: only what is surer than all errors could be answered."""
+    confidence = np.linspace(0, 1, 500)
+    assert lowest_floor(confidence, np.arange(500) % 2 == 1) == calibration.HIGHEST_FLOOR
+
+
+def test_what_a_run_says_of_it() -> None:
+    logits, labels = honest(5000)
+    logits *= 2
+    found = calibrate(logits, labels)
+    assert is_calibration(found)
+    assert json.loads(json.dumps(found)) == found
+    temperature, floor, validation = found["temperature"], found["min_confidence"], found["validation"]
+    assert temperature == fit_temperature(logits, labels)
+    assert found["error_rate"] == calibration.ERROR_RATE
+    answered = confidences(logits / temperature) >= floor
+    assert validation["samples"] == 5000
+    assert validation["refused"] == pytest.approx((~answered).mean(), abs=1e-6)
+    assert validation["errors"] == (logits.argmax(axis=1) != labels)[answered].sum()
+    assert validation["calibration_error_after"] < validation["calibration_error_before"] / 3

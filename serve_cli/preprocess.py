@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
+from serve_cli.marks import longer_side
+from serve_cli.page import Page, look
 from serve_cli.spec import IMAGE_SIZE
 
 BOX = 20
@@ -23,37 +25,38 @@ THIN = 2.0
 """Stroke width in pixels of the result below which a stroke is widened to it: three quarters of MNIST's
 training digits are wider."""
 
+BLOT = 7.0
+"""Stroke width in pixels of the result above which it is none: of MNIST's digits one in 1,000 has 5.6."""
+
 CENTRE = 14.0
 """Row and column, counted from 0, of a digit's centre of mass: the middle of what MNIST has."""
 
 OFF_CENTRE = 0.52
 """How far the centre of mass of a genuine picture lies from CENTRE: measured on all 70,000 of MNIST."""
 
-WORKING_SIZE = 512
-"""Longest side that is looked at; ample for a digit that ends as 20 pixels."""
+WIDEST = 2.0
+"""Greatest width of a digit as a multiple of its height: that of MNIST's training digits."""
 
-MIN_CONTRAST = 16
-"""Grey levels (of 255) between ink and background below which a picture counts as blank."""
+DETAIL = 56
+"""Pixels on the page below which a digit is looked at again, from closer."""
 
-STROKE_SHARE = 0.02
-"""Per cent of the pixels that even a small hairline covers: the weakest of them sets the strength of ink."""
+SURROUNDINGS = 0.25
+"""Share of the digit's size that is seen around it from closer."""
 
-FAINT = 0.2
-"""Share of the strength of ink below which a pixel is paper: noise, shadows, the halo of JPEG."""
+FAINT_CONTRAST = 48
+"""The same, below which the answer mentions it."""
 
-BOX_INK = 0.3
-"""Ink above which a pixel belongs to the digit's box."""
-
-PAPER_TOLERANCES = (64.0, 32.0, 16.0, 16.0)
-"""Grey levels from the fitted paper within which a pixel counts as paper, in each round of the fit."""
+DARK, LIGHT = "dark on light", "light on dark"
 
 
 @dataclass(frozen=True)
 class Preprocessed:
     """What the net gets to see: `pixels` uint8 [28, 28], white ink on black; black for a blank picture.
 
-    `refusal` says why they are no single digit, None where nothing speaks against it; `decisions` is what was
-    found on the way, for the JSON answer.
+    `refusal` says why they are no single digit, None where nothing speaks against it. `decisions` is what was
+    found on the way, for the JSON answer: `polarity`; `box`, [left, top, right, bottom] as shares of the
+    picture's width and height; `stroke_width` in pixels of the result, before thin strokes are widened; and
+    `warnings`.
     """
 
     pixels: np.ndarray
@@ -70,80 +73,96 @@ def to_mnist(grey: np.ndarray) -> Preprocessed:
     A genuine 28x28 MNIST picture comes back bit for bit.
     """
     if is_mnist(grey):
-        return Preprocessed(grey)
-    ink = ink_of(shrink(grey))  # float32 [H, W], 0 to 1
-    if ink is None:
+        width = stroke_width(grey / np.float32(255))
+        return Preprocessed(grey, None, decide(grey.shape, extent(grey > 0), LIGHT, width, []))
+    page = look(grey)
+    if page is None:
         return BLANK
-    digit = crop(ink)
-    return Preprocessed(place(fit(digit)))
+    fine = magnify(crop(closer(grey, page)))
+    width = stroke_width(fine) / FINE
+    decisions = decide(page.ink.shape, page.box, DARK if page.dark else LIGHT, width, warnings(page))
+    return Preprocessed(place(fit(fine, width)), refuse(page, width), decisions)
+
+
+def decide(
+    shape: tuple[int, ...], box: tuple[slice, slice], polarity: str, width: float, notes: list[str]
+) -> dict[str, Any]:
+    """What was found, for the JSON answer; `shape` and `box` are in the same pixels, `width` is of strokes."""
+    (height, breadth), (rows, columns) = shape, box
+    shares = (columns.start / breadth, rows.start / height, columns.stop / breadth, rows.stop / height)
+    return {
+        "polarity": polarity,
+        "box": [round(share, 4) for share in shares],
+        "stroke_width": round(width, 2),
+        "warnings": notes,
+    }
+
+
+def warnings(page: Page) -> list[str]:
+    """What a person should know who wonders about an answer."""
+    rows, columns = page.box
+    height, width = page.ink.shape
+    strays = int(page.choice.stray.sum())
+    notes = {
+        "the ink is faint": page.contrast < FAINT_CONTRAST,
+        "the light is uneven": not page.even,
+        "a frame or a bar at the edge was left out": page.choice.frame.any(),
+        f"{strays} stray mark{'s' * (strays > 1)} left out": strays > 0,
+        "the digit touches the edge of the picture": rows.start == 0
+        or columns.start == 0
+        or rows.stop == height
+        or columns.stop == width,
+    }
+    return [note for note, holds in notes.items() if holds]
+
+
+def refuse(page: Page, width: float) -> str | None:
+    """Why the page holds no single digit, strokes being `width` pixels of the result wide; None if it may."""
+    rows, columns = page.box
+    if page.choice.rival.any() or columns.stop - columns.start > WIDEST * (rows.stop - rows.start):
+        return "the picture holds more than one digit"
+    if width > BLOT:
+        return "the picture holds a blot, not the strokes of a pen"
+    return None
 
 
 def is_mnist(grey: np.ndarray) -> bool:
     """Whether `grey` already has MNIST's geometry: 28x28, black around a 20x20 box, centred by mass."""
     if grey.shape != (IMAGE_SIZE, IMAGE_SIZE) or not grey.any():
         return False
-    rows, columns = extent(grey > 0)
-    box = max(rows.stop - rows.start, columns.stop - columns.start)
     off_centre = max(abs(centre - CENTRE) for centre in centre_of_mass(grey))
-    return box <= BOX and off_centre <= OFF_CENTRE
+    return off_centre <= OFF_CENTRE and longer_side(extent(grey > 0)) <= BOX
 
 
-def shrink(grey: np.ndarray) -> np.ndarray:
-    """Reduce to at most WORKING_SIZE pixels a side by averaging."""
-    longest = max(grey.shape)
-    if longest <= WORKING_SIZE:
-        return grey
-    return np.asarray(Image.fromarray(grey).reduce(-(-longest // WORKING_SIZE)))
+def closer(grey: np.ndarray, page: Page) -> Page:
+    """`page`, or where the digit is small on it and `grey` has more detail, a page of its surroundings."""
+    if longer_side(page.box) >= DETAIL or page.ink.shape == grey.shape:
+        return page
+    margin = SURROUNDINGS * longer_side(page.box) + 1
+    rows, columns = (
+        slice(int(max(side.start - margin, 0) * scale), int((side.stop + margin) * scale) + 1)
+        for side, scale in zip(page.box, np.divide(grey.shape, page.ink.shape), strict=True)
+    )
+    return look(grey[rows, columns]) or page
 
 
-def ink_of(grey: np.ndarray) -> np.ndarray | None:
-    """How much ink lies on each pixel, 0 to 1, whatever the polarity; None when there is none.
-
-    Ink is what differs from the paper; of dark and light, the side with more contrast is the ink.
-    """
-    difference = grey.astype(np.float32) - paper_of(grey)
-    strength = np.percentile(np.abs(difference), 100 - STROKE_SHARE)
-    if strength < MIN_CONTRAST:
-        return None
-    far = difference[np.abs(difference) > strength / 2]
-    ink = difference * (1 if far.sum() > 0 else -1) / strength
-    return np.clip((ink - FAINT) / (1 - FAINT), 0, 1)
+def crop(page: Page) -> np.ndarray:
+    """The digit's ink alone, cut to its box."""
+    return np.where(page.marks.mask(page.choice.digit), page.ink, 0)[page.box]
 
 
-def paper_of(grey: np.ndarray) -> np.ndarray:
-    """Brightness of the background under each pixel, float32 [H, W]: light that falls unevenly included.
-
-    A quadratic surface is fitted to the picture by least squares, starting from the border's level and
-    leaving out, round after round, what lies far from it: the strokes.
-    """
-    height, width = grey.shape
-    y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
-    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1).reshape(-1, 6)
-    levels = grey.reshape(-1).astype(np.float64)
-    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    surface = np.full(levels.shape, np.median(border))
-    for tolerance in PAPER_TOLERANCES:
-        near = np.abs(levels - surface) <= tolerance
-        if near.any():
-            surface = terms @ least_squares(terms[near], levels[near])
-    return surface.reshape(height, width).astype(np.float32)
-
-
-def least_squares(terms: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Coefficients of `terms` [N, K] that fit `values` [N] best, by the K x K normal equations."""
-    return np.linalg.lstsq(terms.T @ terms, terms.T @ values, rcond=None)[0]
-
-
-def crop(ink: np.ndarray) -> np.ndarray:
-    """Cut to the bounding box of what is clearly ink."""
-    rows, columns = extent(ink > BOX_INK)
-    return ink[rows, columns]
-
-
-def fit(ink: np.ndarray) -> np.ndarray:
-    """Scale so that the longer side is 20 pixels, the aspect kept and hairlines not lost; uint8."""
+def magnify(ink: np.ndarray) -> np.ndarray:
+    """Scale `ink` so that the result has FINE pixels for each one of the box, and strong ink is 1."""
     fine = resize(ink, BOX * FINE)
-    drawn = resize(thicken(fine), BOX)
+    return np.clip(fine / np.percentile(fine[fine > 0], 90), 0, 1)
+
+
+def fit(fine: np.ndarray, width: float) -> np.ndarray:
+    """Scale to the box, strokes of `width` pixels of the result widened if they are thinner than MNIST's.
+
+    `fine` is float32 with FINE pixels for each one of the result, which is uint8.
+    """
+    drawn = resize(thicken(fine, round((THIN - width) * FINE / 2)), BOX)
     return (drawn * (255 / drawn.max())).round().astype(np.uint8)
 
 
@@ -155,15 +174,11 @@ def resize(ink: np.ndarray, longest: int) -> np.ndarray:
     return np.clip(np.asarray(Image.fromarray(ink).resize((width, height), resampling)), 0, 1)
 
 
-def thicken(fine: np.ndarray) -> np.ndarray:
-    """Widen strokes that are thinner than MNIST's; `fine` has FINE pixels for each one of the result."""
-    strength = np.percentile(fine[fine > 0], 90)
-    fine = np.clip(fine / strength, 0, 1)
-    radius = round((THIN * FINE - stroke_width(fine)) / 2)
-    if radius <= 0:
-        return fine
-    padded = Image.fromarray(np.pad(fine, radius))
-    levels = Image.fromarray((np.asarray(padded) * 255).astype(np.uint8))
+def thicken(ink: np.ndarray, radius: int) -> np.ndarray:
+    """Widen strokes by `radius` pixels to each side; not at all where that is below 1."""
+    if radius < 1:
+        return ink
+    levels = Image.fromarray((np.pad(ink, radius) * 255).astype(np.uint8))
     return np.asarray(levels.filter(ImageFilter.MaxFilter(2 * radius + 1)), dtype=np.float32) / 255
 
 
@@ -194,6 +209,8 @@ def extent(mask: np.ndarray) -> tuple[slice, slice]:
 
 def centre_of_mass(levels: np.ndarray) -> tuple[float, float]:
     """Mean row and column, weighted by `levels`."""
-    weight = levels.astype(np.float64)
-    rows, columns = np.indices(levels.shape)
-    return float((rows * weight).sum() / weight.sum()), float((columns * weight).sum() / weight.sum())
+    row, column = (
+        float(weight @ np.arange(len(weight)) / weight.sum())
+        for weight in (levels.sum(axis=axis, dtype=np.float64) for axis in (1, 0))
+    )
+    return row, column

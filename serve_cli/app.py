@@ -1,164 +1,47 @@
-"""The `mnist` command: parses, calls one function, prints."""
+"""The `mnist` command: the shortest way to the code that was asked for.
 
-import importlib
-import json
+`mnist infer` does not pass through typer as the others do: to start, typer takes as long as onnxruntime.
+"""
+
+import gc
+import io
+import os
+import signal
 import sys
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Callable, Sequence
 
-import typer
-from typer.core import TyperGroup
-
-from serve_cli import process
-from serve_cli.errors import InputError, MnistError, NotSure
-from serve_cli.spec import MODEL_FILES, Preprocess
-
-# Commands in modules of their own, by name only: those of the training half may not be there, and each is
-# imported when somebody asks for it.
-LAZY_COMMANDS = {
-    "train": "trainer.main",
-    "export": "export.main",
-    "verify": "serve_cli.verify",
-    "evaluate": "serve_cli.evaluate",
-    "bench": "serve_cli.bench",
-}
-
-
-class Commands(TyperGroup):
-    """The commands of this module and, loaded on demand, those of others."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        """All names, in the order of the work: train, export, then the rest."""
-        return [*LAZY_COMMANDS, *super().list_commands(ctx)]
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Return the command, importing its module when it is a lazy one."""
-        if cmd_name in LAZY_COMMANDS:
-            return typer.main.get_command(importlib.import_module(LAZY_COMMANDS[cmd_name]).app)
-        return super().get_command(ctx, cmd_name)
-
-
-app = typer.Typer(
-    cls=Commands,
-    help="Train a digit classifier, export it with proof, and read digits on machines without torch.",
-    epilog="Exit codes: 0 done, 1 a check failed, 2 bad usage or bad input, 3 not sure, 130 interrupted.",
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
-
-LONGEST_LIST = 200
-"""Characters of a list that `mnist info` prints as it is."""
-
-ModelOption = Annotated[
-    Path | None, typer.Option("--model", "-m", help="An .onnx file, or the directory of an artifact or run.")
-]
-
-
-def _version(show: bool) -> None:
-    if show:
-        from importlib.metadata import version
-
-        typer.echo(f"mnist-toolkit {version('mnist-toolkit')}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
-) -> None:
-    pass
-
-
-@app.command()
-def infer(
-    images: Annotated[
-        list[str], typer.Argument(metavar="IMAGE...", help="Pictures, folders of them, or - for stdin.")
-    ],
-    model: ModelOption = None,
-    json_lines: Annotated[
-        bool, typer.Option("--json", help="Print a JSON object a picture, one a line.")
-    ] = False,
-    top_k: Annotated[int, typer.Option(min=1, max=10, help="How many labels to print, best first.")] = 1,
-    preprocess: Annotated[
-        Preprocess, typer.Option(help="auto: find and centre the digit; raw: take a 28x28 picture as it is.")
-    ] = Preprocess.AUTO,
-    min_confidence: Annotated[
-        float, typer.Option(min=0, max=1, help="Below this the answer is 'not sure', exit code 3.")
-    ] = 0.0,
-) -> None:
-    """Read the digit in each picture.
-
-    Any size, colour and polarity: the digit is cropped, scaled and centred as MNIST does it. A bad file
-    does not stop the others; the exit code says that there was one.
-
-    Example: mnist infer digit.png --model artifact --top-k 3
-    """
-    from serve_cli.infer import answers
-    from serve_cli.model_file import find_model
-    from serve_cli.runtime import Predictor
-
-    if model is None:
-        raise InputError("no model: name one with --model MODEL (mnist train and mnist export make one)")
-    predictor = Predictor(find_model(model))
-    worst: MnistError | None = None
-    for answer in answers(predictor, images, raw=preprocess is Preprocess.RAW, floor=min_confidence):
-        if isinstance(answer, InputError):
-            process.complain("mnist infer", str(answer))
-            worst = answer
-            continue
-        if answer.label is None:
-            worst = worst or NotSure()
-        typer.echo(
-            json.dumps(answer.to_dict(top_k)) if json_lines else process.printable(answer.to_text(top_k))
-        )
-    if worst is not None:
-        raise typer.Exit(worst.exit_code)
-
-
-@app.command()
-def info(
-    model: Annotated[
-        Path, typer.Argument(help="A file that mnist export made, or the directory of an artifact or run.")
-    ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the contract as one JSON document.")] = False,
-) -> None:
-    """Print what a model says about itself.
-
-    Its input and labels, how it was trained, how it was proven.
-
-    Example: mnist info artifact/model.onnx
-    """
-    from serve_cli.model_file import find_model, read_contract
-
-    path = find_model(model, [file.name for file in MODEL_FILES.values()])
-    contract = read_contract(path)
-    if as_json:
-        typer.echo(contract.to_json())
-        return
-    typer.echo(f"file: {path} ({path.stat().st_size:,} bytes)")
-    for line in outline(json.loads(contract.to_json())):
-        typer.echo(line)
-
-
-def outline(value: Any, indent: str = "") -> Iterator[str]:
-    """Yield the lines of a nested JSON value as an indented list of `name: value`; long lists are counted."""
-    for key, item in value.items():
-        if isinstance(item, dict) and item:
-            yield f"{indent}{key}:"
-            yield from outline(item, indent + "  ")
-            continue
-        text = item if isinstance(item, str) else json.dumps(item)
-        if isinstance(item, list) and len(text) > LONGEST_LIST:
-            text = f"{len(item)} entries, see --json"
-        yield f"{indent}{key}: {text}"
+INTERRUPTED = 128 + signal.SIGINT
 
 
 def main() -> None:
     """Entry point of the console script."""
-    sys.exit(process.run(app, "mnist"))
+    arguments = sys.argv[1:]
+    interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not so with nohup
+    if interruptible:  # until there is something to tidy up: an import cannot be left by an exception
+        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding has not
+    command = find(arguments)
+    if interruptible:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    exit_code = command()
+    if arguments[:1] == ["infer"]:
+        os._exit(exit_code)  # all is printed; to take numpy and onnxruntime apart needs 20 ms
+    sys.exit(exit_code)
+
+
+def find(arguments: Sequence[str]) -> Callable[[], int]:
+    """Import what `arguments` ask for; what comes back runs it and returns the exit code."""
+    if arguments[:1] == ["infer"]:
+        gc.disable()  # importing leaves no garbage, to look for it takes 6 ms
+        from serve_cli import infer_main
+
+        gc.freeze()  # now and in the workers what is imported is not looked at again
+        gc.enable()
+        return lambda: infer_main.run(arguments[1:])
+    from serve_cli import commands, process
+
+    return lambda: process.run(commands.app, "mnist", arguments)
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def to_mnist(grey: np.ndarray) -> Preprocessed:
 def decide(
     shape: tuple[int, ...], box: tuple[slice, slice], polarity: str, width: float, notes: list[str]
 ) -> dict[str, Any]:
-    """What was found, for the JSON answer; `shape` and `box` are in the same pixels, `width` is of strokes."""
+    """What was found, for the JSON answer; `shape` and `box` are in the same pixels, `width` as there."""
     (height, breadth), (rows, columns) = shape, box
     shares = (columns.start / breadth, rows.start / height, columns.stop / breadth, rows.stop / height)
     return {

@@ -3,13 +3,15 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-
-import typer
+from typing import TYPE_CHECKING
 
 from serve_cli.errors import MnistError
+
+if TYPE_CHECKING:
+    import typer
 
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
@@ -26,6 +28,8 @@ def is_first_process() -> bool:
 
 def printable(text: str) -> str:
     """`text` as one line: line breaks and control characters are escaped."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -66,29 +70,43 @@ def ending_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def run(app: typer.Typer, program: str, arguments: Sequence[str] | None = None) -> int:
+def run(app: "typer.Typer", program: str, arguments: Sequence[str] | None = None) -> int:
     """Run a typer app and return its exit code; errors become one line on stderr.
 
     `arguments` defaults to the process's own.
     """
-    open_missing_streams()
+    return guard(program, lambda: _call(app, program, arguments))
+
+
+def _call(app: "typer.Typer", program: str, arguments: Sequence[str] | None) -> int:
+    import typer  # 50 ms, which `mnist infer` does not have
+
     try:
-        exit_code = int(app(arguments, prog_name=program, standalone_mode=False) or 0)
-        sys.stdout.flush()
-    except MnistError as error:
-        complain(program, str(error))
-        return error.exit_code
+        return int(app(arguments, prog_name=program, standalone_mode=False) or 0)
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)
         program = context.command_path if context else program
         complain(program, f"{error.format_message()} (see {program} --help)")
+        return error.exit_code
+    except typer.Abort:
+        return INTERRUPTED
+
+
+def guard(program: str, command: Callable[[], int]) -> int:
+    """Run `command` and return its exit code; errors become one line on stderr."""
+    open_missing_streams()
+    try:
+        exit_code = command()
+        sys.stdout.flush()
+    except MnistError as error:
+        complain(program, str(error))
         return error.exit_code
     except OSError as error:  # a disk that is full, a reader of our output that has gone
         discard_output()
         if not isinstance(error, BrokenPipeError):
             complain(program, str(error) if error.filename else f"standard output: {error.strerror or error}")
         return 1
-    except (KeyboardInterrupt, typer.Abort):
+    except KeyboardInterrupt:
         exit_code = INTERRUPTED
     if exit_code == INTERRUPTED:  # typer returns this code for a KeyboardInterrupt that it caught
         complain(program, "interrupted")

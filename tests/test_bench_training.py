@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from serve_cli import process
-from serve_cli.app import app
+from serve_cli.commands import app
 from trainer.data import Dataset
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "bench_training"

@@ -122,14 +122,16 @@ def test_the_base_install_has_no_torch() -> None:
 def test_inference_loads_nothing_of_the_training_half(digit_png: Path, artifact: Path) -> None:
     code = f"""
 import sys
-from serve_cli import process
-from serve_cli.app import app
-process.run(app, "mnist", ["infer", {str(digit_png)!r}, "--model", {str(artifact)!r}])
+from serve_cli import app
+app.find(["infer", {str(digit_png)!r}, "--model", {str(artifact)!r}])()
 print(sorted(sys.modules))
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     modules = eval(result.stdout.splitlines()[-1])
     assert "onnxruntime" in modules
+    assert not {"typer", "pydantic", "rich", "zipfile", "multiprocessing"} & {*modules}, (
+        "the start is to be short"
+    )
     assert not {name.partition(".")[0] for name in modules} & {*TRAINING_ONLY, "trainer", "export"}
 
 

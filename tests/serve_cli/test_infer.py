@@ -1,5 +1,6 @@
 """`mnist infer` and `mnist info` as people call them: answers, exit codes, bad input."""
 
+import csv
 import io
 import json
 import os
@@ -11,10 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from serve_cli import commands, process
+from serve_cli.answer import Answer
+from serve_cli.preprocess import Preprocessed
 from serve_cli.spec import MODEL_FILES
 from tests.command import Mnist
+from tests.conftest import CALIBRATION
+from trainer.data import Dataset
 
-KEYS = {"file", "label", "best_guess", "confidence", "probabilities"}
+KEYS = {"file", "label", "best_guess", "confidence", "probabilities", "preprocessing"}
 
 
 @pytest.fixture
@@ -46,6 +52,7 @@ def test_json_is_one_object_a_line(mnist: Mnist, digit_png: Path, artifact: Path
         assert len(answer["probabilities"]) == 10
         assert sum(answer["probabilities"]) == pytest.approx(1, abs=1e-5)
         assert answer["confidence"] == max(answer["probabilities"])
+        assert {"polarity", "box", "stroke_width", "warnings"} <= set(answer["preprocessing"])
 
 
 def test_top_k_ranks(mnist: Mnist, digit_png: Path, artifact: Path) -> None:
@@ -107,7 +114,11 @@ def test_below_the_floor_is_not_sure(mnist: Mnist, digit_png: Path, artifact: Pa
     unsure = mnist("infer", digit_png, "--model", artifact, "--json", "--min-confidence", 1)
     assert unsure.code == 3
     assert json.loads(unsure.out)["label"] is None
-    assert json.loads(unsure.out)["best_guess"] == 7
+    answer = json.loads(unsure.out)
+    assert answer["best_guess"] == 7
+    assert answer["reason"] == f"confidence {int(1000 * confidence) / 10:.1f}% is below 100.0%"
+    text = mnist("infer", digit_png, "--model", artifact, "--min-confidence", 1).out
+    assert text == f"{digit_png}: not sure, {answer['reason']}; best guess 7 ({confidence:.1%})\n"
 
 
 def test_raw_takes_28x28_as_it_is(mnist: Mnist, digit: np.ndarray, artifact: Path, tmp_path: Path) -> None:
@@ -121,6 +132,119 @@ def test_raw_takes_28x28_as_it_is(mnist: Mnist, digit: np.ndarray, artifact: Pat
     mnist("infer", large, "--model", artifact, "--preprocess", "raw").assert_refused(
         "large.png", "30x40", "28x28"
     )
+
+
+def test_the_floor_is_the_models_own(
+    mnist: Mnist, digit_png: Path, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve_cli.infer_main.floor_of", lambda calibration: 1.0)
+    assert mnist("infer", digit_png, "--model", artifact).code == 3
+    assert mnist("infer", digit_png, "--model", artifact, "--min-confidence", 0).code == 0
+
+
+def test_a_calibrated_model_stores_its_floor(
+    mnist: Mnist, digit: np.ndarray, calibrated: Path, tmp_path: Path
+) -> None:
+    """Grey noise over a digit is doubtful to any net."""
+    noise = np.random.default_rng(0).integers(0, 256, (40, 28, 28), np.uint8)
+    for number, pixels in enumerate(noise):
+        Image.fromarray(np.where(digit > 0, pixels, 0).astype(np.uint8)).save(tmp_path / f"{number:02}.png")
+    command = ("infer", tmp_path, "--model", calibrated, "--json", "--preprocess", "raw")
+    answers = [json.loads(line) for line in mnist(*command).out.splitlines()]
+    floor = CALIBRATION["min_confidence"]
+    assert [answer["label"] is None for answer in answers] == [
+        answer["confidence"] < floor for answer in answers
+    ]
+
+
+def test_csv_is_a_table(mnist: Mnist, digit_png: Path, blank_png: Path, artifact: Path) -> None:
+    result = mnist("infer", digit_png, blank_png, "missing.png", "--model", artifact, "--csv")
+    assert result.code == 2
+    rows = list(csv.DictReader(io.StringIO(result.out)))
+    assert list(rows[0]) == [
+        "file",
+        "label",
+        "best_guess",
+        "confidence",
+        "reason",
+        *(f"p{n}" for n in range(10)),
+    ]
+    assert [row["file"] for row in rows] == [str(digit_png), str(blank_png)]
+    assert [row["label"] for row in rows] == ["7", ""]
+    assert [row["reason"] for row in rows] == ["", "the picture is blank"]
+    answer = json.loads(mnist("infer", digit_png, "--model", artifact, "--json").out)
+    assert [float(rows[0][f"p{n}"]) for n in range(10)] == answer["probabilities"]
+    assert float(rows[0]["confidence"]) == answer["confidence"]
+
+
+def test_warnings_stand_in_brackets() -> None:
+    probabilities = np.eye(10, dtype=np.float32)[7]
+    picture = Preprocessed(np.ones((28, 28), np.uint8), None, {"warnings": ["faint", "cut off"]})
+    answer = Answer.of("a.png", picture, probabilities, range(10), floor=0)
+    assert answer.to_text(1) == "a.png: 7 (100.0%) [faint; cut off]"
+
+
+def test_options_may_stand_between_pictures(mnist: Mnist, digit_png: Path, artifact: Path) -> None:
+    result = mnist("infer", digit_png, "--model", artifact, digit_png, "--top-k", 2, digit_png)
+    assert result.out.count(": 7 (") == 3
+
+
+def test_typer_reaches_the_same_code(
+    digit_png: Path, artifact: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["infer", str(digit_png), "--top-k", "2", "-m", str(artifact)]
+    assert process.run(commands.app, "mnist", arguments) == 0
+    assert capfd.readouterr().out.startswith(f"{digit_png}: 7 (")
+    assert process.run(commands.app, "mnist", ["infer", "--help"]) == 0
+    assert capfd.readouterr().out.startswith("Usage: mnist infer ")
+
+
+# Many pictures: read in workers, answered in order.
+
+
+@pytest.fixture
+def crowd(mnist5k: Dataset, tmp_path: Path) -> Path:
+    """1,500 genuine digits, one that is damaged, one that is blank."""
+    folder = tmp_path / "crowd"
+    folder.mkdir()
+    for number, image in enumerate(mnist5k.train.images[:1500].numpy()):
+        Image.fromarray(image).save(folder / f"{number:04}.png")
+    (folder / "0700.png").write_bytes(b"I am not a picture")
+    Image.new("L", (28, 28)).save(folder / "0900.png")
+    return folder
+
+
+def test_workers_change_no_bit(
+    mnist: Mnist, crowd: Path, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("infer", crowd, "--model", artifact, "--json")
+    monkeypatch.setattr("serve_cli.infer.ALONE_S", 1000)
+    alone = mnist(*command)
+    started: list[int] = []
+    monkeypatch.setattr("serve_cli.infer.ALONE_S", 0)
+    monkeypatch.setattr("serve_cli.workers.cores", lambda: started.append(3) or 3)
+    together = mnist(*command)
+    assert started == [3]
+    assert alone == together
+    assert alone.code == 2
+    assert "0700.png is not a picture but text" in alone.err
+    answers = [json.loads(line) for line in alone.out.splitlines()]
+    assert [Path(answer["file"]).name for answer in answers] == [
+        f"{n:04}.png" for n in range(1500) if n != 700
+    ]
+    assert [Path(answer["file"]).name for answer in answers if answer["label"] is None] == ["0900.png"]
+    single = mnist("infer", crowd / "1234.png", "--model", artifact, "--json").out
+    assert single == alone.out.splitlines(keepends=True)[1233]
+
+
+def test_standard_input_among_many(
+    mnist: Mnist, crowd: Path, digit_png: Path, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve_cli.infer.ALONE_S", 0)
+    stdin(monkeypatch, digit_png.read_bytes())
+    lines = mnist("infer", crowd, "-", "--model", artifact).out.splitlines()
+    assert len(lines) == 1500
+    assert lines[-1].startswith("-: 7 (")
 
 
 # Bad input: one line on stderr, exit code 2, and the other pictures still answered.
@@ -205,7 +329,15 @@ def test_a_model_that_is_not_onnx(mnist: Mnist, digit_png: Path, tmp_path: Path,
 def test_a_model_that_is_not_there(mnist: Mnist, digit_png: Path, tmp_path: Path) -> None:
     mnist("infer", digit_png, "--model", tmp_path / "nope").assert_refused("no such model")
     mnist("infer", digit_png, "--model", tmp_path).assert_refused("holds no model.onnx")
-    mnist("infer", digit_png).assert_refused("--model")
+
+
+def test_the_bundled_model_is_the_default(
+    mnist: Mnist, digit_png: Path, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve_cli.infer_main.BUNDLED_MODEL", tmp_path / "bundled")
+    mnist("infer", digit_png).assert_refused("no model", "--model")
+    (tmp_path / "bundled").symlink_to(artifact)
+    assert ": 7 (" in mnist("infer", digit_png).out
 
 
 @pytest.mark.parametrize(
@@ -214,7 +346,13 @@ def test_a_model_that_is_not_there(mnist: Mnist, digit_png: Path, tmp_path: Path
         ("infer",),
         ("infer", "x.png", "--colour"),
         ("infer", "x.png", "--top-k", "11"),
+        ("infer", "x.png", "--top-k", "0"),
         ("infer", "x.png", "--top-k", "many"),
+        ("infer", "x.png", "--top", "3"),
+        ("infer", "x.png", "--min-confidence", "nan"),
+        ("infer", "x.png", "--json", "--csv"),
+        ("infer", "x.png", "--json", "--show"),
+        ("infer", "x.png", "--csv", "--show"),
         ("infer", "x.png", "--min-confidence", "2"),
         ("infer", "x.png", "--preprocess", "magic"),
         ("inferr",),

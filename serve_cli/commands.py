@@ -1,0 +1,114 @@
+"""All commands of `mnist`, by typer; `mnist infer` has a parser of its own, see infer_main."""
+
+import importlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from serve_cli.spec import MODEL_FILES
+
+# Commands in modules of their own, by name only: those of the training half may not be there, and each is
+# imported when somebody asks for it.
+LAZY_COMMANDS = {
+    "train": "trainer.main",
+    "export": "export.main",
+    "verify": "serve_cli.verify",
+    "evaluate": "serve_cli.evaluate",
+    "bench": "serve_cli.bench",
+}
+
+
+class Commands(TyperGroup):
+    """The commands of this module and, loaded on demand, those of others."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """All names, in the order of the work: train, export, then the rest."""
+        return [*LAZY_COMMANDS, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return the command, importing its module when it is a lazy one."""
+        if cmd_name in LAZY_COMMANDS:
+            return typer.main.get_command(importlib.import_module(LAZY_COMMANDS[cmd_name]).app)
+        return super().get_command(ctx, cmd_name)
+
+
+app = typer.Typer(
+    cls=Commands,
+    help="Train a digit classifier, export it with proof, and read digits on machines without torch.",
+    epilog="Exit codes: 0 done, 1 a check failed, 2 bad usage or bad input, 3 not sure, 130 interrupted.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+LONGEST_LIST = 200
+"""Characters of a list that `mnist info` prints as it is."""
+
+
+def _version(show: bool) -> None:
+    if show:
+        from importlib.metadata import version
+
+        typer.echo(f"mnist-toolkit {version('mnist-toolkit')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def infer(context: typer.Context) -> None:
+    """Read the digit in each picture."""
+    from serve_cli import infer_main
+
+    raise typer.Exit(infer_main.run(context.args))
+
+
+@app.command()
+def info(
+    model: Annotated[
+        Path, typer.Argument(help="A file that mnist export made, or the directory of an artifact or run.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the contract as one JSON document.")] = False,
+) -> None:
+    """Print what a model says about itself.
+
+    Its input and labels, how it was trained, how it was proven.
+
+    Example: mnist info artifact/model.onnx
+    """
+    from serve_cli.model_file import find_model, read_contract
+
+    path = find_model(model, [file.name for file in MODEL_FILES.values()])
+    contract = read_contract(path)
+    if as_json:
+        typer.echo(contract.to_json())
+        return
+    typer.echo(f"file: {path} ({path.stat().st_size:,} bytes)")
+    for line in outline(json.loads(contract.to_json())):
+        typer.echo(line)
+
+
+def outline(value: Any, indent: str = "") -> Iterator[str]:
+    """Yield the lines of a nested JSON value as an indented list of `name: value`; long lists are counted."""
+    for key, item in value.items():
+        if isinstance(item, dict) and item:
+            yield f"{indent}{key}:"
+            yield from outline(item, indent + "  ")
+            continue
+        text = item if isinstance(item, str) else json.dumps(item)
+        if isinstance(item, list) and len(text) > LONGEST_LIST:
+            text = f"{len(item)} entries, see --json"
+        yield f"{indent}{key}: {text}"

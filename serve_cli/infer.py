@@ -153,8 +153,5 @@ def take_raw(grey: np.ndarray, name: str) -> Preprocessed:
         InputError: another size.
     """
     if grey.shape != (IMAGE_SIZE, IMAGE_SIZE):
-        height, width = grey.shape
-        raise InputError(
-            f"{name} has {width}x{height} pixels, --preprocess raw takes 28x28: leave the option out"
-        )
+        raise InputError(f"{name} is not 28x28 pixels, as --preprocess raw takes them: leave the option out")
     return Preprocessed(grey) if grey.any() else BLANK

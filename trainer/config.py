@@ -34,6 +34,7 @@ BEST: dict[str, Any] = {
     "weight_decay": 0.2,
     "schedule": "one-cycle",
     "distortion": 1.0,
+    "strangers": 0.05,
     "validation_fraction": 0.05,
     "mean": 0.1307,
     "std": 0.3081,
@@ -46,6 +47,7 @@ NUMBERS = (
     "lr",
     "weight_decay",
     "distortion",
+    "strangers",
     "validation_fraction",
     "mean",
     "std",
@@ -80,6 +82,7 @@ class TrainConfig:
     seed: int = 0
     hidden: tuple[int, ...] = (128, 64)
     distortion: float = 0.0
+    strangers: float = 0.0
     mixed_precision: str = "no"
     threads: int = 1
     limit: int | None = None
@@ -115,6 +118,7 @@ class TrainConfig:
         )
         _require(sizes_ok, "hidden", self.hidden, "layer sizes from 1 to 65536, such as 128,64")
         _require(0 <= self.distortion <= 2, "distortion", self.distortion, "0 to 2")
+        _require(0 <= self.strangers <= 0.5, "strangers", self.strangers, "0 to 0.5")
         for name in ("limit", "patience"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, value, "at least 1")

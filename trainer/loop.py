@@ -22,6 +22,7 @@ from trainer.generator import generator
 from trainer.learner import Learner
 from trainer.model import Normalize
 from trainer.signals import ASK_TO_STOP, Stopped, StopRequest
+from trainer.strangers import draw_strangers, mix_in
 
 PAUSE_EVERY = 16
 """Steps between two looks at losses, signals and the progress bar: seldom enough to cost nothing."""
@@ -140,17 +141,22 @@ def learn(
     config, rank, world = learner.config, accelerator.process_index, accelerator.num_processes
     if config.distortion:
         numbers = draw(len(batch), config.seed, learner.step)
+    if config.strangers:
+        strange = draw_strangers(round(config.strangers * len(batch)), config.seed, learner.step)
     losses = []
     for part in range(config.accumulate):
         ours = slice(rank + part * world, None, world * config.accumulate)
         share = batch[ours]
         images = train.images.index_select(0, share)  # uint8 [B, 28, 28]; images[share] is 10 times slower
+        targets = train.labels.index_select(0, share)
         if config.distortion:
             images = distort(images, numbers[ours].to(accelerator.device), config.distortion)
+        if config.strangers:
+            images, targets = mix_in(images, targets, train, strange[ours].to(accelerator.device))
         is_last = part == config.accumulate - 1
         with nullcontext() if is_last else accelerator.no_sync(learner.model):
             logits = learner.model(normalize(images))  # [B, 10]
-            loss = cross_entropy(logits, train.labels.index_select(0, share), reduction="sum")
+            loss = cross_entropy(logits, targets, reduction="sum")
             # Of the mean over the batch: DDP averages over the processes. Accelerate's own backward would add
             # the loss scaling of fp16 alone, which there is none of.
             loss.backward(constant(world / len(batch), accelerator.device))

@@ -94,6 +94,10 @@ def train(
     distortion: Annotated[
         float | None, typer.Option(help="Strength of random distortions: 0 for none, 1 as people's pens.")
     ] = None,
+    strangers: Annotated[
+        float | None,
+        typer.Option(help="Part of each batch that is made no digit, up to 0.5, to learn when to be unsure."),
+    ] = None,
     mixed_precision: Annotated[
         str | None, typer.Option(help=f"Precision of the products: {', '.join(PRECISIONS)}.")
     ] = None,
@@ -145,6 +149,7 @@ def train(
         "seed": seed,
         "hidden": None if hidden is None else parse_hidden(hidden),
         "distortion": distortion,
+        "strangers": strangers,
         "mixed_precision": mixed_precision or precision_of_launcher(),
         "threads": threads,
         "limit": limit,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from serve_cli.spec import MODEL_FILES, PARITY_FILE, VECTORS, Contract
-from trainer.calibration import HIGHEST_FLOOR
+from trainer.calibration import HIGHEST_FLOOR, LOWEST_FLOOR
 
 _ONNX_USE = """\
 session = onnxruntime.InferenceSession("{file}")
@@ -155,8 +155,8 @@ def _confidence(calibration: Mapping[str, Any]) -> str:
         "takes their expected calibration error from "
         f"{validation['calibration_error_before']:.4f} to {validation['calibration_error_after']:.4f} (Guo "
         f"et al. 2017). Below a confidence of {floor} the answer should be 'not sure'. It was chosen on the "
-        f"same images for at most {calibration['error_rate']:.1%} errors among the answers given, with "
-        f"{HIGHEST_FLOOR} as the highest: it refuses {validation['refused']:.2%} of them, and "
+        f"same images for at most {calibration['error_rate']:.1%} errors among the answers given, from "
+        f"{LOWEST_FLOOR} to {HIGHEST_FLOOR}: it refuses {validation['refused']:.2%} of them, and "
         f"{validation['errors']:,} of the other answers are wrong. Pictures of another kind differ."
     )
 

@@ -69,7 +69,7 @@ def artifact(run_directory: Path) -> Path:
 CALIBRATION = {
     "temperature": 1.5,
     "min_confidence": 0.8,
-    "error_rate": 0.005,
+    "error_rate": 0.01,
     "validation": {
         "samples": 400,
         "refused": 0.125,

@@ -71,6 +71,10 @@ def test_help_of_every_command(mnist: Without, command: str) -> None:
     assert "Example: " in result.stdout
 
 
+def test_the_first_command_answers(mnist: Without, digit_png: Path) -> None:
+    assert json.loads(mnist("infer", digit_png, "--json").stdout)["label"] == 7
+
+
 def test_infer_and_info_answer(mnist: Without, digit_png: Path, artifact: Path) -> None:
     answer = json.loads(mnist("infer", digit_png, "--model", artifact, "--json").stdout)
     assert answer["label"] == 7

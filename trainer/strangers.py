@@ -97,5 +97,7 @@ def _turned(numbers: Tensor) -> Tensor:
 
 def _moved(images: Tensor, maps: Tensor) -> Tensor:
     """Each of `images` [S, 28, 28] as its map [S, 2, 3] moves it, in affine_grid's units."""
-    grid = affine_grid(maps.to(images.device), [len(images), 1, IMAGE_SIZE, IMAGE_SIZE], align_corners=False)
+    if len(images) == 0:  # a share of a batch may hold none, and affine_grid refuses that
+        return images
+    grid = affine_grid(maps, [len(images), 1, IMAGE_SIZE, IMAGE_SIZE], align_corners=False)
     return grid_sample(images[:, None], grid, align_corners=False)[:, 0]

@@ -39,6 +39,20 @@ def test_config_file_and_back(tmp_path: Path) -> None:
     assert TrainConfig.read(path) == config
 
 
+def test_a_config_file_from_before_there_were_strangers_still_reads(tmp_path: Path) -> None:
+    config = TrainConfig.from_recipe("fast")
+    values = config.to_dict()
+    assert values.pop("strangers") == 0
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert TrainConfig.read(tmp_path / "config.json") == config
+
+
+def test_half_of_a_batch_may_be_strangers() -> None:
+    assert TrainConfig(strangers=0.5).strangers == 0.5
+    assert TrainConfig(strangers=0).strangers == 0
+    assert TrainConfig.from_recipe("best").strangers > 0
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -77,6 +91,10 @@ def test_a_broken_config_file_is_refused(tmp_path: Path, content: str) -> None:
         ("batch_size", 10**22),
         ("hidden", (128.0,)),
         ("distortion", -1.0),
+        ("strangers", -0.1),
+        ("strangers", 0.51),
+        ("strangers", float("nan")),
+        ("strangers", "0.1"),
         ("optimizer", "sgd"),
         ("accumulate", 0),
         ("threads", 0),

@@ -12,6 +12,7 @@ from tests.trainer.world import fit
 from trainer.augmentation import distort, draw
 from trainer.config import TrainConfig
 from trainer.data import Dataset
+from trainer.strangers import draw_strangers, mix_in
 
 pytestmark = [
     pytest.mark.gpu,
@@ -22,7 +23,7 @@ pytestmark = [
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
 def test_the_first_steps_agree_with_the_cpu(mnist5k: Dataset, optimizer: str) -> None:
     train = mnist5k.train.take(torch.arange(1280))
-    config = TrainConfig(epochs=1, optimizer=optimizer, distortion=1.0)
+    config = TrainConfig(epochs=1, optimizer=optimizer, distortion=1.0, strangers=0.2)
     _, _, on_gpu = fit(config, train, mnist5k.test, Accelerator())
     Accelerator().free_memory()
     from accelerate.state import AcceleratorState, PartialState
@@ -48,3 +49,12 @@ def test_distortions_are_those_of_the_cpu(mnist5k: Dataset) -> None:
     images, numbers = mnist5k.train.images[:64], draw(64, 0, 0)
     on_gpu = distort(images.cuda(), numbers.cuda(), 1.0).cpu()
     torch.testing.assert_close(on_gpu, distort(images, numbers, 1.0), rtol=0, atol=0.1)
+
+
+def test_strangers_are_those_of_the_cpu(mnist5k: Dataset) -> None:
+    train, numbers = mnist5k.train, draw_strangers(32, 0, 0)
+    on_cpu = mix_in(train.images[:64], train.labels[:64], train, numbers)
+    there = train.to(torch.device("cuda"))
+    on_gpu = mix_in(there.images[:64], there.labels[:64], there, numbers.cuda())
+    torch.testing.assert_close(on_gpu[0].cpu(), on_cpu[0], rtol=0, atol=0.1)
+    assert torch.equal(on_gpu[1].cpu(), on_cpu[1])

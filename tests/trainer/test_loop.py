@@ -6,17 +6,18 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch import nn
+from torch import Tensor, nn
 
 from serve_cli.errors import CheckFailed
 from tests.trainer.world import fit
 from trainer.augmentation import distort, draw
 from trainer.config import TrainConfig
-from trainer.data import Dataset
+from trainer.data import Dataset, Split
 from trainer.evaluation import Evaluation, evaluate
 from trainer.learner import Learner
 from trainer.loop import Course, Epoch, is_patience_over, learn, sample_order
 from trainer.model import MLP, Normalize
+from trainer.strangers import draw_strangers, make_strangers
 
 
 @pytest.fixture
@@ -94,11 +95,28 @@ def test_ragged_batches_train(
     assert course.epochs[1].train_loss < course.epochs[0].train_loss
 
 
+def with_strangers(images: Tensor, train: Split, batch: Tensor, numbers: Tensor) -> Tensor:
+    """`images` of `batch`, the first of them strangers, one by one."""
+    images = images.clone()
+    for row, number in enumerate(numbers):
+        other = train.images[int(number[1] * len(train))].float()
+        label = train.labels[batch[row : row + 1]]
+        images[row] = make_strangers(images[row : row + 1], other[None], label, number[None])[0]
+    return images
+
+
+def loss_with_strangers(logits: Tensor, labels: Tensor, strange: int) -> Tensor:
+    """The mean over a batch of -log p(label), and for its first ones over all ten labels alike."""
+    surprise = -logits.log_softmax(dim=1)
+    of_digits = [surprise[row, labels[row]] for row in range(strange, len(labels))]
+    return torch.stack([*surprise[:strange].mean(dim=1), *of_digits]).mean()
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
 def test_a_recipe_with_everything_equals_plain_pytorch(
     mnist5k: Dataset, accelerator: Accelerator, optimizer: str
 ) -> None:
-    """Weight decay, one-cycle, distortions and Muon, each written down a second time."""
+    """Weight decay, one-cycle, distortions, strangers and Muon, each written down a second time."""
     config = TrainConfig(
         epochs=2,
         batch_size=100,
@@ -107,6 +125,7 @@ def test_a_recipe_with_everything_equals_plain_pytorch(
         weight_decay=0.1,
         schedule="one-cycle",
         distortion=1.0,
+        strangers=0.247,
         accumulate=3 if optimizer == "adam" else 1,
     )
     samples = 730
@@ -128,7 +147,9 @@ def test_a_recipe_with_everything_equals_plain_pytorch(
     expected = []
     for step, batch in enumerate(batches):
         images = distort(train.images[batch], draw(len(batch), config.seed, step), 1.0)
-        loss = nn.functional.cross_entropy(net((images / 255 - 0.5) / 0.5), train.labels[batch])
+        strange = {100: 25, 30: 7}[len(batch)]  # of 24.7 and 7.41
+        images = with_strangers(images, train, batch, draw_strangers(strange, config.seed, step))
+        loss = loss_with_strangers(net((images / 255 - 0.5) / 0.5), train.labels[batch], strange)
         net.zero_grad()
         loss.backward()
         for each, schedule in zip(optimizers, schedules, strict=True):
@@ -143,13 +164,14 @@ def test_a_recipe_with_everything_equals_plain_pytorch(
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("strange", [0, 20])
 @pytest.mark.parametrize("parts", [1, 2, 7, 100])
 def test_accumulated_gradients_are_those_of_the_whole_batch(
-    mnist5k: Dataset, accelerator: Accelerator, parts: int, monkeypatch: pytest.MonkeyPatch
+    mnist5k: Dataset, accelerator: Accelerator, parts: int, strange: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the mean loss; the weights would not tell, for Adam does not see the scale of a gradient."""
     set_seed(0)
-    config = TrainConfig(accumulate=parts, batch_size=100)
+    config = TrainConfig(accumulate=parts, batch_size=100, strangers=strange / 65)
     learner, normalize = Learner(config, 10, accelerator), Normalize(0.5, 0.5)
     monkeypatch.setattr(learner, "update", lambda: None)
     batch = torch.arange(65)
@@ -157,10 +179,43 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
 
     expected = copy.deepcopy(learner.net)
     expected.zero_grad()
-    images, labels = mnist5k.train.images[batch], mnist5k.train.labels[batch]
-    nn.functional.cross_entropy(expected(normalize(images)), labels).backward()
+    images, labels = mnist5k.train.images[batch].float(), mnist5k.train.labels[batch]
+    images = with_strangers(images, mnist5k.train, batch, draw_strangers(strange, config.seed, 0))
+    loss_with_strangers(expected(normalize(images)), labels, strange).backward()
     for ours, theirs in zip(learner.net.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_without_strangers_the_gradients_are_those_of_plain_labels_to_the_bit(
+    mnist5k: Dataset, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_seed(0)
+    learner, normalize = Learner(TrainConfig(), 10, accelerator), Normalize(0.5, 0.5)
+    monkeypatch.setattr(learner, "update", lambda: None)
+    batch = torch.arange(64)
+    loss = learn(learner, normalize, mnist5k.train, batch, accelerator)
+
+    expected = copy.deepcopy(learner.net)
+    expected.zero_grad()
+    logits = expected(normalize(mnist5k.train.images[batch]))
+    plain = nn.functional.cross_entropy(logits, mnist5k.train.labels[batch], reduction="sum")
+    plain.backward(torch.tensor(1 / 64))
+    assert torch.equal(loss, plain)
+    for ours, theirs in zip(learner.net.parameters(), expected.parameters(), strict=True):
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        assert torch.equal(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("strangers", [0.1, 0.5])
+def test_batches_too_small_for_a_stranger_train(
+    mnist5k: Dataset, accelerator: Accelerator, strangers: float
+) -> None:
+    """The last batch holds one image, and round(0.5) strangers."""
+    train = mnist5k.train.take(torch.arange(129))
+    config = TrainConfig(epochs=2, strangers=strangers)
+    _, course, _ = fit(config, train, mnist5k.test, accelerator)
+    assert [epoch.number for epoch in course.epochs] == [1, 2]
 
 
 def test_a_loss_that_is_no_number_stops_with_step_and_learning_rate(

@@ -49,7 +49,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     [
         (),
         ("--schedule", "one-cycle", "--weight-decay", "0.1", "--lr", "0.01"),
-        ("--optimizer", "muon", "--distortion", "1", "--accumulate", "2"),
+        ("--optimizer", "muon", "--distortion", "1", "--strangers", "0.2", "--accumulate", "2"),
     ],
 )
 @pytest.mark.parametrize(("steps", "saved"), [(4, 3), (10, 10), (14, 12)])

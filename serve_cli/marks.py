@@ -28,13 +28,16 @@ RIVAL = 0.5
 
 @dataclass(frozen=True)
 class Marks:
-    """Connected pieces of ink; all arrays are int64 [M] and in pixels.
+    """Connected pieces of ink on a page of `shape`, height and width; everything is in pixels.
 
-    A box ends before `bottom` and `right`. `labels`, int64 [H, W], has the number of each pixel's mark, from
-    0, and -1 where there is none.
+    `at` and `owner` are int64 [P]: the places of the ink, counted along the rows, and the mark that each
+    belongs to, -1 for ink that is too weak for one. The others are int64 [M]; a box ends before `bottom` and
+    `right`.
     """
 
-    labels: np.ndarray
+    shape: tuple[int, int]
+    at: np.ndarray
+    owner: np.ndarray
     area: np.ndarray
     top: np.ndarray
     bottom: np.ndarray
@@ -49,7 +52,7 @@ class Marks:
     @property
     def at_edge(self) -> np.ndarray:
         """Which marks touch the edge of the page, bool [M]."""
-        height, width = self.labels.shape
+        height, width = self.shape
         return (self.top == 0) | (self.left == 0) | (self.bottom == height) | (self.right == width)
 
     def box(self, which: np.ndarray) -> tuple[slice, slice]:
@@ -61,7 +64,9 @@ class Marks:
 
     def mask(self, which: np.ndarray) -> np.ndarray:
         """Which pixels belong to the marks `which`, bool [M]: bool [H, W]."""
-        return np.append(which, False)[self.labels]
+        mask = np.zeros(self.shape, bool)
+        mask.reshape(-1)[self.at] = np.append(which, False)[self.owner]
+        return mask
 
 
 @dataclass(frozen=True)
@@ -81,44 +86,52 @@ def find_marks(ink: np.ndarray, clear: np.ndarray) -> Marks:
     joined to runs along the rows, and runs that touch to marks: He, Chao, Suzuki, "A Run-Based Two-Scan
     Labeling Algorithm", IEEE Transactions on Image Processing 17, 2008.
     """
-    edges = np.diff(np.pad(ink, ((0, 0), (1, 1))).view(np.int8), axis=1)
-    row, start = np.nonzero(edges == 1)
-    end = np.nonzero(edges == -1)[1]
-    labels = np.full(ink.shape, -1)
-    labels[ink] = np.repeat(_join(row, start, end, ink.shape[1] + 2), end - start)
-    holds_clear, of_clear = np.unique(labels[clear], return_inverse=True)
-    renumbered = np.full(int(labels.max(initial=-1)) + 2, -1)  # the last one is for no ink, -1
-    renumbered[holds_clear] = np.arange(len(holds_clear))
-    return _measure(renumbered[labels], of_clear, np.nonzero(clear))
+    at = np.flatnonzero(ink)
+    row, column = np.divmod(at, ink.shape[1])
+    place = at + row  # with a gap after each row, so that no run goes on in the next one
+    first = np.flatnonzero(np.diff(place, prepend=-2) > 1)
+    length = np.diff(first, append=len(at))
+    start = place[first]
+    owner = np.repeat(_join(start, start + length, ink.shape[1] + 1), length)
+    is_clear = clear.reshape(-1)[at]
+    held = np.bincount(owner[is_clear], minlength=len(at)) > 0
+    owner = np.where(held, np.cumsum(held) - 1, -1)[owner]
+    return _measure(ink.shape, at, owner, (owner[is_clear], row[is_clear], column[is_clear]))
 
 
-def _measure(labels: np.ndarray, mark: np.ndarray, at: tuple[np.ndarray, ...]) -> Marks:
-    """Area and box of each mark, from the pixels `at` rows and columns, int64 [P], and their `mark` [P]."""
+def _measure(
+    shape: tuple[int, int],
+    at: np.ndarray,
+    owner: np.ndarray,
+    clear: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> Marks:
+    """Area and box of each mark, from the owner, row and column of `clear` pixels."""
+    mark, *places = clear
     area = np.bincount(mark)
-    first, last = np.full((2, len(area)), max(labels.shape)), np.zeros((2, len(area)), np.int64)
-    for axis, place in enumerate(at):
+    first, last = np.full((2, len(area)), max(shape)), np.zeros((2, len(area)), np.int64)
+    for axis, place in enumerate(places):
         np.minimum.at(first[axis], mark, place)
         np.maximum.at(last[axis], mark, place + 1)
-    return Marks(labels, area, first[0], last[0], first[1], last[1])
+    return Marks(shape, at, owner, area, first[0], last[0], first[1], last[1])
 
 
-def _join(row: np.ndarray, start: np.ndarray, end: np.ndarray, stride: int) -> np.ndarray:
-    """The mark of each run of pixels, int64 [R], by union-find; `stride` is more than any column."""
-    below = (row + 1) * stride
-    first = np.searchsorted(row * stride + end, below + start, side="left").tolist()
-    last = np.searchsorted(row * stride + start, below + end, side="right").tolist()
-    parent = list(range(len(row)))
-    for run in parent[:]:
-        for other in range(first[run], last[run]):
-            a, b = _root(parent, run), _root(parent, other)
-            parent[max(a, b)] = min(a, b)
-    return np.array([_root(parent, run) for run in range(len(parent))], np.int64)
+def _join(start: np.ndarray, end: np.ndarray, stride: int) -> np.ndarray:
+    """The mark of each run of pixels, int64 [R], numbered by its first run.
 
-
-def _root(parent: list[int], run: int) -> int:
-    while parent[run] != run:
-        parent[run] = run = parent[parent[run]]
-    return run
+    Runs end before `end`; the place below one is `stride` further on. Of each two runs that touch, the marks
+    become the lower one's, until no two differ: as many rounds as a few times the logarithm of R.
+    """
+    below = np.searchsorted(end, start + stride, side="left")
+    count = np.searchsorted(start, end + stride, side="right") - below
+    upper = np.repeat(np.arange(len(start)), count)
+    lower = np.arange(len(upper)) + np.repeat(below - np.cumsum(count) + count, count)
+    mark = np.arange(len(start))
+    while ((one := mark[upper]) != (other := mark[lower])).any():
+        least = np.minimum(one, other)
+        np.minimum.at(mark, one, least)
+        np.minimum.at(mark, other, least)
+        mark = mark[mark[mark]]
+    return mark
 
 
 def choose(marks: Marks) -> Choice:
@@ -142,11 +155,14 @@ def choose(marks: Marks) -> Choice:
 
 def _frames(marks: Marks) -> np.ndarray:
     """Which marks are frames, or bars at the edge, bool [M]; none of them if no digit would be left."""
-    height, width = marks.labels.shape
-    rows, columns = round(MARGIN * height), round(MARGIN * width)
-    inside = marks.labels[rows : height - rows, columns : width - columns]
-    in_margin = marks.area - np.bincount(inside[inside >= 0], minlength=len(marks.area))
+    height, width = marks.shape
     spans = (marks.bottom - marks.top >= SPAN * height) | (marks.right - marks.left >= SPAN * width)
+    if not spans.any():
+        return spans
+    rows, columns = round(MARGIN * height), round(MARGIN * width)
+    row, column = np.divmod(marks.at, width)
+    inside = (row >= rows) & (row < height - rows) & (column >= columns) & (column < width - columns)
+    in_margin = marks.area - np.bincount(marks.owner[inside] + 1, minlength=len(marks.area) + 1)[1:]
     found = spans & (in_margin >= IN_MARGIN * marks.area)
     left = marks.size[~found]
     return found & (left.max(initial=0) >= SMALLEST_DIGIT * min(height, width))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from serve_cli.marks import Choice, Marks, choose, find_marks
 
@@ -23,7 +23,10 @@ CLEAR = 0.3
 """Ink from which on a pixel counts for the digit's box."""
 
 PAPER_SIZE = 48
-"""Longest side of the grid on which the paper is estimated, in pixels."""
+"""Side of the grid on which the paper is estimated where the light is uneven, in pixels."""
+
+SAMPLES = 33
+"""Side of the grid of pixels that the paper is fitted to; odd, so that their median is one of them."""
 
 PAPER_TOLERANCES = (64.0, 32.0, 16.0, 16.0)
 """Grey levels from the fitted paper within which a pixel counts as paper, in each round of the fit."""
@@ -31,8 +34,8 @@ PAPER_TOLERANCES = (64.0, 32.0, 16.0, 16.0)
 UNEVEN = 0.1
 """Share of the page's edge that ink other than frames covers if it is really a shadow."""
 
-WIDE_STROKE = 9
-"""Odd side of the window, in pixels of the grid of PAPER_SIZE, that is wider than any stroke."""
+WIDE_STROKE = 4
+"""Half the width of the widest stroke, in pixels of the grid of PAPER_SIZE."""
 
 HEAVIEST = 150
 """Pixels of that grid, the ones with the strongest contrast, that decide on dark or light ink."""
@@ -65,19 +68,19 @@ def look(grey: np.ndarray) -> Page | None:
     estimated locally.
     """
     grey = shrink(grey)
-    difference = grey - paper_surface(grey)
-    page = _page(difference, is_dark(difference), even=True)
+    page = _page(grey - paper_surface(grey), even=True)
     if page is None or edge_share(page) < UNEVEN:
         return page
-    dark, paper = local_paper(grey)
-    return _page(grey - paper, dark, even=False) or page
+    return _page(grey - local_paper(grey), even=False) or page
 
 
-def _page(difference: np.ndarray, dark: bool, *, even: bool) -> Page | None:
+def _page(difference: np.ndarray, *, even: bool) -> Page | None:
     """The page whose brightness differs from its paper's by `difference`, float32 [H, W]."""
-    contrast = strength(np.abs(difference))
+    distance = np.abs(difference)
+    contrast = strength(distance)
     if contrast < MIN_CONTRAST:
         return None
+    dark = bool(difference[distance > contrast / 2].sum() < 0)
     ink = (difference * ((-1 if dark else 1) / contrast) - FAINT) * (1 / (1 - FAINT))
     np.clip(ink, 0, 1, out=ink)
     clear = ink > CLEAR
@@ -95,16 +98,10 @@ def shrink(grey: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(grey).reduce(-(-longest // WORKING_SIZE)))
 
 
-def strength(contrast: np.ndarray) -> float:
-    """The contrast, in grey levels, that only STROKE_SHARE of the pixels of `contrast` [H, W] exceed."""
+def strength(contrast: np.ndarray) -> int:
+    """The whole grey levels of contrast that only STROKE_SHARE of the pixels of `contrast` [H, W] exceed."""
     rank = round(contrast.size * (1 - STROKE_SHARE)) - 1
-    return float(np.partition(contrast, rank, axis=None)[rank])
-
-
-def is_dark(difference: np.ndarray) -> bool:
-    """Whether what differs most from the paper is darker than it; `difference` is float32 [H, W]."""
-    contrast = np.abs(difference)
-    return bool(difference[contrast > strength(contrast) / 2].sum() < 0)
+    return int(np.partition(np.minimum(contrast, 255).astype(np.uint8), rank, axis=None)[rank])
 
 
 def edge_share(page: Page) -> float:
@@ -113,38 +110,46 @@ def edge_share(page: Page) -> float:
     return float(np.concatenate([ink[0], ink[-1], ink[:, 0], ink[:, -1]]).mean())
 
 
+def _powers(count: int) -> np.ndarray:
+    """1, t and t squared at `count` places t from -1 to 1, float32 [count, 3]."""
+    t = np.linspace(-1, 1, count, dtype=np.float32)
+    return np.stack([np.ones_like(t), t, t * t], axis=1)
+
+
+DOWN, ACROSS = np.array([(0, 0), (0, 1), (1, 0), (0, 2), (1, 1), (2, 0)]).T
+"""The powers of y and of x in each of the six terms of a quadratic surface."""
+
+TERMS = (_powers(SAMPLES)[:, None, DOWN] * _powers(SAMPLES)[:, ACROSS]).reshape(-1, 6).T.astype(float)
+"""The terms at each sample, float64 [6, SAMPLES * SAMPLES]."""
+
+RIDGE = 1e-6 * np.eye(6)
+"""Keeps the fit solvable where too few samples are paper."""
+
+
 def paper_surface(grey: np.ndarray) -> np.ndarray:
     """Brightness of the paper under each pixel, float32 [H, W]: light that falls off smoothly included.
 
     A quadratic surface is fitted by least squares, starting from the median and leaving out, round after
     round, what lies far from it: the strokes.
     """
-    height, width = grey.shape
-    step = -(-max(height, width) // PAPER_SIZE)
-    y, x = np.linspace(-1, 1, height, dtype=np.float32)[:, None], np.linspace(-1, 1, width, dtype=np.float32)
-    terms = np.stack(np.broadcast_arrays(*_quadratic(y[::step], x[::step])), axis=-1).reshape(-1, 6)
-    levels = grey[::step, ::step].reshape(-1).astype(np.float64)
-    surface = np.full(levels.shape, np.sort(levels)[len(levels) // 2])  # a level that occurs
+    rows, columns = (np.linspace(0, side - 1, SAMPLES).round().astype(int) for side in grey.shape)
+    levels = grey[rows[:, None], columns].reshape(-1).astype(float)
+    surface = np.full(levels.shape, np.sort(levels)[len(levels) // 2])
+    fitted_to = np.zeros(levels.shape, bool)
     for tolerance in PAPER_TOLERANCES:
         near = np.abs(levels - surface) <= tolerance
-        if near.any():
-            coefficients = least_squares(terms[near], levels[near])
-            surface = terms @ coefficients
-    one, *rest = coefficients.astype(np.float32)
-    return sum((k * term for k, term in zip(rest, _quadratic(y, x)[1:], strict=True)), one)
+        if near.any() and (near != fitted_to).any():
+            terms = TERMS * near
+            fitted = np.linalg.solve(terms @ TERMS.T + RIDGE, terms @ levels)
+            surface, fitted_to = fitted @ TERMS, near
+    coefficients = np.zeros((3, 3), np.float32)
+    coefficients[DOWN, ACROSS] = fitted
+    height, width = grey.shape
+    return _powers(height) @ coefficients @ _powers(width).T
 
 
-def _quadratic(y: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, ...]:
-    return np.ones_like(x), x, y, x * x, x * y, y * y
-
-
-def least_squares(terms: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Coefficients of `terms` [N, K] that fit `values` [N] best, by the K x K normal equations."""
-    return np.linalg.lstsq(terms.T @ terms, terms.T @ values, rcond=None)[0]
-
-
-def local_paper(grey: np.ndarray) -> tuple[bool, np.ndarray]:
-    """Whether the ink is dark, and the brightness of the paper under each pixel, float32 [H, W].
+def local_paper(grey: np.ndarray) -> np.ndarray:
+    """Brightness of the paper under each pixel, float32 [H, W], where the light is uneven.
 
     A morphological closing fills dark strokes with the paper around them and leaves shadows as they are, an
     opening does so with light ones (Serra, "Image Analysis and Mathematical Morphology", 1982). The ink is on
@@ -152,10 +157,21 @@ def local_paper(grey: np.ndarray) -> tuple[bool, np.ndarray]:
     """
     height, width = grey.shape
     grid = Image.fromarray(grey).resize((PAPER_SIZE, PAPER_SIZE), Image.Resampling.BOX)
-    greatest, least = ImageFilter.MaxFilter(WIDE_STROKE), ImageFilter.MinFilter(WIDE_STROKE)
-    closed, opened = grid.filter(greatest).filter(least), grid.filter(least).filter(greatest)
     levels = np.asarray(grid, dtype=np.float32)
-    darker, lighter = (np.sort(np.abs(np.asarray(paper) - levels), axis=None) for paper in (closed, opened))
-    dark = bool(darker[-HEAVIEST:].sum() > lighter[-HEAVIEST:].sum())
-    paper = (closed if dark else opened).resize((width, height), Image.Resampling.BILINEAR)
-    return dark, np.asarray(paper, dtype=np.float32)
+    closed = -grow(-grow(levels, WIDE_STROKE), WIDE_STROKE)
+    opened = grow(-grow(-levels, WIDE_STROKE), WIDE_STROKE)
+    darker, lighter = (
+        np.sort(distance, axis=None)[-HEAVIEST:].sum() for distance in (closed - levels, levels - opened)
+    )
+    paper = Image.fromarray(closed if darker > lighter else opened)
+    return np.asarray(paper.resize((width, height), Image.Resampling.BILINEAR))
+
+
+def grow(levels: np.ndarray, radius: int) -> np.ndarray:
+    """The greatest of `levels` [H, W] in the square that reaches `radius` pixels to each side."""
+    for _ in range(2 * radius):  # along the rows and along the columns by turns
+        greatest = levels.copy()
+        np.maximum(greatest[1:], levels[:-1], out=greatest[1:])
+        np.maximum(greatest[:-1], levels[1:], out=greatest[:-1])
+        levels = greatest.T
+    return levels

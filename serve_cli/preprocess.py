@@ -4,15 +4,16 @@ The geometry is MNIST's own (LeCun, Cortes, Burges, http://yann.lecun.com/exdb/m
 20x20 box with its aspect kept, and its centre of mass lies at the centre of 28x28.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from serve_cli.marks import longer_side
-from serve_cli.page import Page, look
+from serve_cli.page import Page, grow, look
 from serve_cli.spec import IMAGE_SIZE
 
 BOX = 20
@@ -25,6 +26,9 @@ THIN = 2.4
 """Stroke width in pixels of the result below which a stroke is widened to it: the median of MNIST's training
 digits."""
 
+ROOM = math.ceil(THIN * FINE / 2)
+"""Black pixels kept around the finer picture, into which strokes may be widened."""
+
 BLOT = 7.0
 """Stroke width in pixels of the result above which it is none: of MNIST's digits one in 1,000 has 5.6."""
 
@@ -36,6 +40,12 @@ OFF_CENTRE = 0.52
 
 WIDEST = 2.0
 """Greatest width of a digit as a multiple of its height: that of MNIST's training digits."""
+
+STRONGEST = 128
+"""Grey level that a genuine picture reaches at least: all 70,000 of MNIST reach 254."""
+
+POSITIONS = np.stack([np.ones(IMAGE_SIZE), np.arange(IMAGE_SIZE)], axis=1).astype(np.float32)
+"""What sums up the weights along a side, and what their moments: float32 [28, 2]."""
 
 DETAIL = 56
 """Pixels on the page below which a digit is looked at again, from closer."""
@@ -72,9 +82,11 @@ def to_mnist(grey: np.ndarray) -> Preprocessed:
 
     A genuine 28x28 MNIST picture comes back bit for bit.
     """
-    if is_mnist(grey):
-        width = stroke_width(grey / np.float32(255))
-        return Preprocessed(grey, None, decide(grey.shape, extent(grey > 0), LIGHT, width, []))
+    box = genuine(grey)
+    if box is not None:
+        return Preprocessed(
+            grey, None, decide(grey.shape, box, LIGHT, stroke_width(grey / np.float32(255)), [])
+        )
     page = look(grey)
     if page is None:
         return BLANK
@@ -126,12 +138,18 @@ def refuse(page: Page, width: float) -> str | None:
     return None
 
 
-def is_mnist(grey: np.ndarray) -> bool:
-    """Whether `grey` already has MNIST's geometry: 28x28, black around a 20x20 box, centred by mass."""
-    if grey.shape != (IMAGE_SIZE, IMAGE_SIZE) or not grey.any():
-        return False
-    off_centre = max(abs(centre - CENTRE) for centre in centre_of_mass(grey))
-    return off_centre <= OFF_CENTRE and longer_side(extent(grey > 0)) <= BOX
+def genuine(grey: np.ndarray) -> tuple[slice, slice] | None:
+    """The box of the digit if `grey` has MNIST's geometry: 28x28, black around a 20x20 box, centred by mass.
+
+    None if not.
+    """
+    if grey.shape != (IMAGE_SIZE, IMAGE_SIZE) or grey.max() < STRONGEST:
+        return None
+    row, column = centre_of_mass(grey)
+    if max(abs(row - CENTRE), abs(column - CENTRE)) > OFF_CENTRE:
+        return None
+    box = extent(grey)
+    return box if longer_side(box) <= BOX else None
 
 
 def closer(grey: np.ndarray, page: Page) -> Page:
@@ -148,24 +166,27 @@ def closer(grey: np.ndarray, page: Page) -> Page:
 
 def crop(page: Page) -> np.ndarray:
     """The digit's ink alone, cut to its box."""
-    return np.where(page.marks.mask(page.choice.digit), page.ink, 0)[page.box]
+    return page.ink[page.box] * page.marks.mask(page.choice.digit)[page.box]
 
 
 def magnify(ink: np.ndarray) -> np.ndarray:
-    """Scale `ink` so that the result has FINE pixels for each one of the box, and strong ink is 1."""
+    """Scale `ink` to FINE pixels for each one of the box, with ROOM around it, strong ink to 1."""
     fine = resize(ink, BOX * FINE)
-    return np.clip(fine / np.percentile(fine[fine > 0], 90), 0, 1)
+    height, width = fine.shape
+    roomy = np.zeros((height + 2 * ROOM, width + 2 * ROOM), np.float32)
+    inked = fine[fine > 0]
+    rank = len(inked) * 9 // 10
+    np.minimum(fine / np.partition(inked, rank)[rank], 1, out=roomy[ROOM:-ROOM, ROOM:-ROOM])
+    return roomy
 
 
 def fit(fine: np.ndarray, width: float) -> np.ndarray:
     """Scale to the box, strokes of `width` pixels of the result widened if they are thinner than MNIST's.
 
-    `fine` is float32 with FINE pixels for each one of the result, which is uint8.
+    `fine` is float32 with FINE pixels for each one of the result, which is uint8, and ROOM around.
     """
     radius = max(0.0, (THIN - width) * FINE / 2)
-    thick = thicken(fine, radius)
-    inset = (len(thick) - len(fine)) / 2 - radius  # what thicken adds, less what the strokes have grown
-    drawn = resize(thick, BOX, inset)
+    drawn = resize(thicken(fine, radius), BOX, ROOM - radius)
     return (drawn * (255 / drawn.max())).round().astype(np.uint8)
 
 
@@ -183,21 +204,19 @@ def resize(ink: np.ndarray, longest: int, inset: float = 0.0) -> np.ndarray:
 
 
 def thicken(ink: np.ndarray, radius: float) -> np.ndarray:
-    """Widen strokes by `radius` pixels to each side, and the picture by as much or the next whole pixel.
+    """Widen strokes by `radius` pixels to each side.
 
     A part of a pixel blends the two whole widths, so that strokes of nearly one width come out alike.
     """
     whole = int(radius)
-    edge = whole + (radius > whole)
-    levels = Image.fromarray((np.pad(ink, edge) * 255).astype(np.uint8))
-    narrow, wide = (levels.filter(ImageFilter.MaxFilter(2 * r + 1)) for r in (whole, edge))
-    return np.asarray(Image.blend(narrow, wide, radius - whole), dtype=np.float32) / 255
+    narrow = grow(ink, whole)
+    return narrow + (radius - whole) * (grow(narrow, 1) - narrow)
 
 
 def stroke_width(ink: np.ndarray) -> float:
-    """Mean width of the strokes in pixels: twice their area over the length of their outline."""
-    padded = np.pad(ink, 1)
-    outline = np.hypot(np.diff(padded, axis=0)[:, :-1], np.diff(padded, axis=1)[:-1]).sum()
+    """Mean width in pixels of strokes on black: twice their area over the length of their outline."""
+    here = ink[:-1, :-1]
+    outline = np.hypot(ink[1:, :-1] - here, ink[:-1, 1:] - here).sum()
     return float(2 * ink.sum() / outline)
 
 
@@ -213,16 +232,16 @@ def place(digit: np.ndarray) -> np.ndarray:
     return pixels
 
 
-def extent(mask: np.ndarray) -> tuple[slice, slice]:
-    """Rows and columns of the smallest box around the True values of `mask`; there must be one."""
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+def extent(levels: np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns of the smallest box around what is not 0 in `levels`; there must be something."""
+    rows, columns = (np.flatnonzero(levels.any(axis=axis)) for axis in (1, 0))
     return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
 
 
 def centre_of_mass(levels: np.ndarray) -> tuple[float, float]:
-    """Mean row and column, weighted by `levels`."""
-    row, column = (
-        float(weight @ np.arange(len(weight)) / weight.sum())
-        for weight in (levels.sum(axis=axis, dtype=np.float64) for axis in (1, 0))
-    )
-    return row, column
+    """Mean row and column, weighted by `levels`, at most 28x28."""
+    height, width = levels.shape
+    (mass, across), (down, _) = (
+        POSITIONS[:height].T @ levels.astype(np.float32) @ POSITIONS[:width]
+    ).tolist()
+    return down / mass, across / mass

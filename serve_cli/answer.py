@@ -1,6 +1,5 @@
 """The answer to one picture: what `mnist infer` prints, as text, as JSON and as CSV."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -40,8 +39,7 @@ class Answer(NamedTuple):
         best = labels[shares.index(confidence)]
         reason = picture.refusal
         if reason is None and confidence < floor:
-            below = math.floor(1000 * confidence) / 1000  # 99.99% would be printed as 100.0%
-            reason = f"confidence {below:.1%} is below {floor:.1%}"
+            reason = f"confidence is below {floor:.1%}"
         return cls(file, best if reason is None else None, best, confidence, shares, labels, reason, picture)
 
     def ranking(self, top: int) -> list[tuple[int | str, float]]:

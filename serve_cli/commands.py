@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from serve_cli.spec import MODEL_FILES
+from serve_cli.process import printable
+from serve_cli.spec import BUNDLED_MODEL, MODEL_FILES
 
 # Commands in modules of their own, by name only: those of the training half may not be there, and each is
 # imported when somebody asks for it.
@@ -79,8 +80,12 @@ def infer(context: typer.Context) -> None:
 @app.command()
 def info(
     model: Annotated[
-        Path, typer.Argument(help="A file that mnist export made, or the directory of an artifact or run.")
-    ],
+        Path,
+        typer.Argument(
+            help="A file that mnist export made, or the directory of an artifact or run.",
+            show_default="the model in the package",
+        ),
+    ] = BUNDLED_MODEL,
     as_json: Annotated[bool, typer.Option("--json", help="Print the contract as one JSON document.")] = False,
 ) -> None:
     """Print what a model says about itself.
@@ -98,7 +103,7 @@ def info(
         return
     typer.echo(f"file: {path} ({path.stat().st_size:,} bytes)")
     for line in outline(json.loads(contract.to_json())):
-        typer.echo(line)
+        typer.echo(printable(line))
 
 
 def outline(value: Any, indent: str = "") -> Iterator[str]:

@@ -9,7 +9,7 @@ import typer
 
 from serve_cli.errors import CheckFailed
 from serve_cli.process import printable
-from serve_cli.spec import Preprocess, floor_of, temperature_of
+from serve_cli.spec import BUNDLED_MODEL, Preprocess, floor_of, temperature_of
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -22,9 +22,6 @@ WIDEST_HEADING = 4
 
 @app.command()
 def evaluate(
-    model: Annotated[
-        Path, typer.Argument(help="A model file of any format, or the directory of an artifact or run.")
-    ],
     data: Annotated[
         Path,
         typer.Option(
@@ -33,6 +30,13 @@ def evaluate(
             "pictures for each label.",
         ),
     ],
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="A model file of any format, or the directory of an artifact or run.",
+            show_default="the model in the package",
+        ),
+    ] = BUNDLED_MODEL,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON document.")] = False,
     min_accuracy: Annotated[
         float,

@@ -84,7 +84,7 @@ def _sources(names: Sequence[str]) -> Iterator[Source]:
             if not name:
                 raise InputError("an empty name is no picture: is a variable unset?")
             for path in [name] if name == STDIN else find_pictures(Path(name)):
-                yield str(path), None
+                yield "./-" if str(path) == STDIN and name != STDIN else str(path), None
         except InputError as error:
             yield name, error
 
@@ -135,7 +135,7 @@ def read_chunk(sources: Sequence[Source], *, raw: bool) -> Chunk:
             if isinstance(picture, InputError):
                 raise picture
         except InputError as error:
-            about.append(error)
+            about.append(InputError(str(error)))  # without the traceback, which holds the bytes of the file
         else:
             pixels[place] = picture.pixels
             about.append((picture.refusal, picture.decisions))

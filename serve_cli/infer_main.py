@@ -15,9 +15,9 @@ from serve_cli import process
 from serve_cli.answer import Answer, header
 from serve_cli.errors import InputError, NotSure
 from serve_cli.infer import answers, count
-from serve_cli.model_file import BUNDLED_MODEL, find_model
+from serve_cli.model_file import find_model
 from serve_cli.runtime import Predictor
-from serve_cli.spec import CLASSES, Preprocess, floor_of
+from serve_cli.spec import BUNDLED_MODEL, CLASSES, Preprocess, floor_of
 
 PROGRAM = "mnist infer"
 
@@ -50,7 +50,7 @@ def infer(options: argparse.Namespace) -> int:
     Raises:
         MnistError: no model that can be used, or a worker was killed.
     """
-    predictor = Predictor(find_model(options.model or _bundled()))
+    predictor = Predictor(find_model(options.model))
     floor = options.min_confidence
     if floor is None:
         floor = floor_of(predictor.contract.calibration)
@@ -74,12 +74,6 @@ def infer(options: argparse.Namespace) -> int:
                     exit_code = error.exit_code
             sys.stdout.flush()
     return exit_code
-
-
-def _bundled() -> Path:
-    if not BUNDLED_MODEL.is_dir():
-        raise InputError("no model: name one with --model MODEL (mnist train and mnist export make one)")
-    return BUNDLED_MODEL
 
 
 def _teller(options: argparse.Namespace, labels: Sequence[int | str]) -> Callable[[Answer], object]:
@@ -161,12 +155,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument_group("Arguments").add_argument(
-        "images", metavar="IMAGE...", nargs="+", help="Pictures, folders of them, or - for standard input."
+        "images", metavar="IMAGE...", nargs="*", help="Pictures, folders of them, or - for standard input."
     )
     group = parser.add_argument_group("Options")
     group.add_argument(
         *("-m", "--model"),
         type=Path,
+        default=BUNDLED_MODEL,
         metavar="M",
         help="An .onnx file, or the directory of an artifact or run; else the model that the package has.",
     )
@@ -195,8 +190,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="P",
         help="Below this, 0 to 1, the answer is 'not sure', exit code 3; else the model's own limit.",
     )
-    group.add_argument("--help", action="help", help="Show this message and exit.")
-    return parser.parse_intermixed_args(arguments)
+    group.add_argument("-h", "--help", action="help", help="Show this message and exit.")
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    options = parser.parse_intermixed_args(arguments[:end])
+    options.images += arguments[end + 1 :]  # argparse would take those that begin with - for options
+    if not options.images:
+        parser.error("no picture is named")
+    return options
 
 
 def _rank(text: str) -> int:

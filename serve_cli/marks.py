@@ -13,6 +13,9 @@ SPAN = 0.7
 IN_MARGIN = 0.9
 """Share of its ink that a frame or a bar has in the margin at least."""
 
+ON_EDGE = 0.8
+"""Share of the page's edge that a frame covers, however wide it is: the table around a sheet of paper."""
+
 SMALLEST_DIGIT = 0.15
 """Share of the page's shorter side that a digit measures at least: without one beside it, a frame is none."""
 
@@ -21,6 +24,9 @@ SPECK = 0.08
 
 NEAR = 0.3
 """A mark belongs to the digit if the gap to it is at most this share of the mark's own longer side."""
+
+FLAT = 4
+"""Width of a line below the digit at least, as a multiple of its height."""
 
 RIVAL = 0.5
 """A mark apart whose longer side is at least this share of the digit's is another digit."""
@@ -145,7 +151,7 @@ def choose(marks: Marks) -> Choice:
     speck = size < SPECK * size[main]
     if marks.area[speck & ~frame].sum() > marks.area[main]:  # a stroke in many pieces
         speck[:] = False
-    candidate = ~frame & ~speck
+    candidate = ~frame & ~speck & ~_underlines(marks, main)
     digit = np.arange(len(size)) == main
     while (grown := candidate & (_gap(marks, digit) <= NEAR * size)).sum() > digit.sum():
         digit = grown
@@ -163,9 +169,17 @@ def _frames(marks: Marks) -> np.ndarray:
     row, column = np.divmod(marks.at, width)
     inside = (row >= rows) & (row < height - rows) & (column >= columns) & (column < width - columns)
     in_margin = marks.area - np.bincount(marks.owner[inside] + 1, minlength=len(marks.area) + 1)[1:]
-    found = spans & (in_margin >= IN_MARGIN * marks.area)
+    at_edge = (row == 0) | (row == height - 1) | (column == 0) | (column == width - 1)
+    on_edge = np.bincount(marks.owner[at_edge] + 1, minlength=len(marks.area) + 1)[1:]
+    found = spans & ((in_margin >= IN_MARGIN * marks.area) | (on_edge >= ON_EDGE * 2 * (height + width)))
     left = marks.size[~found]
     return found & (left.max(initial=0) >= SMALLEST_DIGIT * min(height, width))
+
+
+def _underlines(marks: Marks, main: int) -> np.ndarray:
+    """Which marks are lines below the main one, bool [M]: the flag of a 5 lies at its top."""
+    flat = marks.right - marks.left >= FLAT * (marks.bottom - marks.top)
+    return flat & (marks.top >= marks.bottom[main])
 
 
 def _gap(marks: Marks, digit: np.ndarray) -> np.ndarray:

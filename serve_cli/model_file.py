@@ -30,9 +30,6 @@ ONNX_FILES = tuple(MODEL_FILES[name].name for name in ONNX_FORMATS)
 PLACES = (Path(), Path(ARTIFACT_FOLDER), Path(MODEL_VERSION), Path(MODEL_NAME, MODEL_VERSION))
 """Where models lie in an artifact, a run, a model of a Triton repository, such a repository."""
 
-BUNDLED_MODEL = Path(__file__).with_name("bundled")
-"""The artifact that `mnist infer` reads with unless --model names another; it comes with the package."""
-
 ZIP_MAGIC = b"PK\x03\x04"
 
 

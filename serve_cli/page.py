@@ -22,9 +22,6 @@ FAINT = 0.2
 CLEAR = 0.3
 """Ink from which on a pixel counts for the digit's box."""
 
-PAPER_SIZE = 48
-"""Side of the grid on which the paper is estimated where the light is uneven, in pixels."""
-
 SAMPLES = 33
 """Side of the grid of pixels that the paper is fitted to; odd, so that their median is one of them."""
 
@@ -34,11 +31,14 @@ PAPER_TOLERANCES = (64.0, 32.0, 16.0, 16.0)
 UNEVEN = 0.1
 """Share of the page's edge that ink other than frames covers if it is really a shadow."""
 
-WIDE_STROKE = 4
-"""Half the width of the widest stroke, in pixels of the grid of PAPER_SIZE."""
+WIDE_STROKE = 0.08
+"""Half the width of the widest stroke, as a share of the page's shorter side, where the light is uneven."""
 
-HEAVIEST = 150
-"""Pixels of that grid, the ones with the strongest contrast, that decide on dark or light ink."""
+HEAVIEST = 0.06
+"""Share of the pixels, the ones with the strongest contrast, that decide on dark or light ink there."""
+
+DARKEST = 16
+"""Grey levels added to all, so that the ratios of dark ones are not all noise."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def look(grey: np.ndarray) -> Page | None:
     page = _page(grey - paper_surface(grey), even=True)
     if page is None or edge_share(page) < UNEVEN:
         return page
-    return _page(grey - local_paper(grey), even=False) or page
+    return _page(local_difference(grey), even=False) or page
 
 
 def _page(difference: np.ndarray, *, even: bool) -> Page | None:
@@ -101,7 +101,7 @@ def shrink(grey: np.ndarray) -> np.ndarray:
 def strength(contrast: np.ndarray) -> int:
     """The whole grey levels of contrast that only STROKE_SHARE of the pixels of `contrast` [H, W] exceed."""
     rank = round(contrast.size * (1 - STROKE_SHARE)) - 1
-    return int(np.partition(np.minimum(contrast, 255).astype(np.uint8), rank, axis=None)[rank])
+    return int(np.partition(np.minimum(contrast + 0.5, 255).astype(np.uint8), rank, axis=None)[rank])
 
 
 def edge_share(page: Page) -> float:
@@ -148,23 +148,25 @@ def paper_surface(grey: np.ndarray) -> np.ndarray:
     return _powers(height) @ coefficients @ _powers(width).T
 
 
-def local_paper(grey: np.ndarray) -> np.ndarray:
-    """Brightness of the paper under each pixel, float32 [H, W], where the light is uneven.
+def local_difference(grey: np.ndarray) -> np.ndarray:
+    """How much brighter each pixel is than its paper, float32 [H, W], where the light is uneven.
 
     A morphological closing fills dark strokes with the paper around them and leaves shadows as they are, an
     opening does so with light ones (Serra, "Image Analysis and Mathematical Morphology", 1982). The ink is on
-    the side on which the strongest differences are larger.
+    the side on which the strongest ratios are larger, for a shadow dims paper and ink alike; what is dark
+    counts as if all of the paper had the light of the brightest.
     """
-    height, width = grey.shape
-    grid = Image.fromarray(grey).resize((PAPER_SIZE, PAPER_SIZE), Image.Resampling.BOX)
-    levels = np.asarray(grid, dtype=np.float32)
-    closed = -grow(-grow(levels, WIDE_STROKE), WIDE_STROKE)
-    opened = grow(-grow(-levels, WIDE_STROKE), WIDE_STROKE)
+    levels = grey + np.float32(DARKEST)
+    radius = 1 + round(WIDE_STROKE * min(grey.shape))
+    closed = -grow(-grow(levels, radius), radius)
+    opened = grow(-grow(-levels, radius), radius)
     darker, lighter = (
-        np.sort(distance, axis=None)[-HEAVIEST:].sum() for distance in (closed - levels, levels - opened)
+        np.sort(ratio, axis=None)[-round(HEAVIEST * ratio.size) :].sum()
+        for ratio in (np.log(closed / levels), np.log(levels / opened))
     )
-    paper = Image.fromarray(closed if darker > lighter else opened)
-    return np.asarray(paper.resize((width, height), Image.Resampling.BILINEAR))
+    if lighter > darker:
+        return levels - opened
+    return (levels / closed - 1) * closed.max()
 
 
 def grow(levels: np.ndarray, radius: int) -> np.ndarray:

@@ -83,7 +83,7 @@ TURNS: dict[object, Callable[[np.ndarray], np.ndarray]] = {
 }
 """What makes a picture upright, for each EXIF orientation (CIPA DC-008, 4.6.4) but 1."""
 
-JPEG_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
+JPEG_MARKER = re.compile(rb"\xff([\x02-\xcf\xd8-\xfe])")
 START_OF_SCAN, END_OF_IMAGE = b"\xda", b"\xd9"
 
 STDERR = 2
@@ -94,18 +94,21 @@ def find_pictures(path: Path) -> Iterator[Path]:
     """Yield `path` itself, or all pictures below it when it is a folder, in sorted order.
 
     Raises:
-        InputError: a folder without a picture, or one that cannot be listed.
+        InputError: at the end, for a folder without a picture, or the first below it that cannot be listed.
     """
     if not is_folder(path):
         yield path
         return
     found = False
-    for folder, subfolders, names in os.walk(path, onerror=_refuse_folder):
+    closed: list[OSError] = []
+    for folder, subfolders, names in os.walk(path, onerror=closed.append):
         subfolders.sort()
         for name in sorted(names):
             if Path(name).suffix.lower() in SUFFIXES:
                 found = True
                 yield Path(folder, name)
+    if closed:
+        raise InputError(f"cannot list folder {closed[0].filename}: {closed[0].strerror}")
     if not found:
         raise InputError(f"{path} holds no pictures: name a folder with {', '.join(sorted(SUFFIXES))} files")
 
@@ -120,10 +123,6 @@ def is_folder(path: Path) -> bool:
         return path.is_dir()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
-
-
-def _refuse_folder(error: OSError) -> None:
-    raise InputError(f"cannot list folder {error.filename}: {error.strerror}") from error
 
 
 def read_file(path: Path) -> np.ndarray:

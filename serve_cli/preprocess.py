@@ -53,6 +53,12 @@ DETAIL = 56
 SURROUNDINGS = 0.25
 """Share of the digit's size that is seen around it from closer."""
 
+FILLED, SHEET = 0.7, 0.15
+"""Shares of its box and of the page that a sheet of paper on a table covers at least."""
+
+SHEET_EDGE = 0.08
+"""Share of a sheet's size that is cut off at each side, for it may lie askew."""
+
 FAINT_CONTRAST = 48
 """The same, below which the answer mentions it."""
 
@@ -87,13 +93,20 @@ def to_mnist(grey: np.ndarray) -> Preprocessed:
         return Preprocessed(
             grey, None, decide(grey.shape, box, LIGHT, stroke_width(grey / np.float32(255)), [])
         )
+    window = whole(grey)
     page = look(grey)
     if page is None:
         return BLANK
-    fine = magnify(crop(closer(grey, page)))
+    if is_sheet(page):
+        sheet = part(window, page, -SHEET_EDGE)
+        inner = look(grey[sheet])
+        if inner is not None and inner.dark != page.dark and not is_at_edge(inner):
+            window, page = sheet, inner
+    fine = magnify(crop(closer(grey, window, page)))
     width = stroke_width(fine) / FINE
-    decisions = decide(page.ink.shape, page.box, DARK if page.dark else LIGHT, width, warnings(page))
-    return Preprocessed(place(fit(fine, width)), refuse(page, width), decisions)
+    polarity = DARK if page.dark else LIGHT
+    found = decide(grey.shape, part(window, page, 0.0), polarity, width, warnings(page))
+    return Preprocessed(place(fit(fine, width)), refuse(page, width), found)
 
 
 def decide(
@@ -112,18 +125,13 @@ def decide(
 
 def warnings(page: Page) -> list[str]:
     """What a person should know who wonders about an answer."""
-    rows, columns = page.box
-    height, width = page.ink.shape
     strays = int(page.choice.stray.sum())
     notes = {
         "the ink is faint": page.contrast < FAINT_CONTRAST,
         "the light is uneven": not page.even,
         "a frame or a bar at the edge was left out": page.choice.frame.any(),
         f"{strays} stray mark{'s' * (strays > 1)} left out": strays > 0,
-        "the digit touches the edge of the picture": rows.start == 0
-        or columns.start == 0
-        or rows.stop == height
-        or columns.stop == width,
+        "the digit touches the edge of the picture": is_at_edge(page),
     }
     return [note for note, holds in notes.items() if holds]
 
@@ -131,8 +139,10 @@ def warnings(page: Page) -> list[str]:
 def refuse(page: Page, width: float) -> str | None:
     """Why the page holds no single digit, strokes being `width` pixels of the result wide; None if it may."""
     rows, columns = page.box
-    if page.choice.rival.any() or columns.stop - columns.start > WIDEST * (rows.stop - rows.start):
+    if page.choice.rival.any():
         return "the picture holds more than one digit"
+    if columns.stop - columns.start > WIDEST * (rows.stop - rows.start):
+        return "what the picture holds is too wide for one digit"
     if width > BLOT:
         return "the picture holds a blot, not the strokes of a pen"
     return None
@@ -152,16 +162,46 @@ def genuine(grey: np.ndarray) -> tuple[slice, slice] | None:
     return box if longer_side(box) <= BOX else None
 
 
-def closer(grey: np.ndarray, page: Page) -> Page:
-    """`page`, or where the digit is small on it and `grey` has more detail, a page of its surroundings."""
-    if longer_side(page.box) >= DETAIL or page.ink.shape == grey.shape:
-        return page
-    margin = SURROUNDINGS * longer_side(page.box) + 1
-    rows, columns = (
-        slice(int(max(side.start - margin, 0) * scale), int((side.stop + margin) * scale) + 1)
-        for side, scale in zip(page.box, np.divide(grey.shape, page.ink.shape), strict=True)
+def is_sheet(page: Page) -> bool:
+    """Whether what was taken for the digit may be a sheet of paper: large, no strip, and mostly filled."""
+    sides = [side.stop - side.start for side in page.box]
+    area = page.marks.area[page.choice.digit].sum()
+    return bool(min(sides) > max(sides) / 2 and area >= max(FILLED * math.prod(sides), SHEET * page.ink.size))
+
+
+def is_at_edge(page: Page) -> bool:
+    """Whether the digit touches the edge of the page."""
+    return any(
+        side.start == 0 or side.stop == length for side, length in zip(page.box, page.ink.shape, strict=True)
     )
-    return look(grey[rows, columns]) or page
+
+
+def whole(grey: np.ndarray) -> tuple[slice, slice]:
+    """All rows and columns of `grey`."""
+    return slice(0, grey.shape[0]), slice(0, grey.shape[1])
+
+
+def part(window: tuple[slice, slice], page: Page, margin: float) -> tuple[slice, slice]:
+    """Rows and columns of the picture that the digit of `page` covers, which shows its `window`.
+
+    `margin` is what is added at each side, as a share of the digit's size; below 0 it is cut off.
+    """
+    more = margin * longer_side(page.box)
+    rows, columns = (
+        slice(
+            max(seen.start, math.floor(seen.start + (side.start - more) * (seen.stop - seen.start) / length)),
+            min(seen.stop, math.ceil(seen.start + (side.stop + more) * (seen.stop - seen.start) / length)),
+        )
+        for seen, side, length in zip(window, page.box, page.ink.shape, strict=True)
+    )
+    return rows, columns
+
+
+def closer(grey: np.ndarray, window: tuple[slice, slice], page: Page) -> Page:
+    """`page`, which shows `window` of `grey`; where the digit is small on it, its surroundings in detail."""
+    if longer_side(page.box) >= DETAIL or page.ink.shape == grey[window].shape:
+        return page
+    return look(grey[part(window, page, SURROUNDINGS)]) or page
 
 
 def crop(page: Page) -> np.ndarray:

@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -109,5 +109,6 @@ def guard(program: str, command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         exit_code = INTERRUPTED
     if exit_code == INTERRUPTED:  # typer returns this code for a KeyboardInterrupt that it caught
-        complain(program, "interrupted")
+        with suppress(KeyboardInterrupt):  # of somebody who cannot wait
+            complain(program, "interrupted")
     return exit_code

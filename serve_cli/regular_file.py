@@ -8,6 +8,8 @@ from serve_cli.errors import InputError
 
 WITHOUT_WAITING = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
+SMALLEST_READ = 64 * 1024
+
 
 def read_regular(path: Path, limit: int, advice: str) -> bytes:
     """Read the regular file `path`, or more than `limit` bytes of it if it has more.
@@ -31,7 +33,8 @@ def _read(file: int, path: Path, limit: int, advice: str) -> bytes:
     status = os.fstat(file)
     if not stat.S_ISREG(status.st_mode):
         raise InputError(f"{path} is not a regular file: {advice}")
-    data = b""
-    while len(data) <= limit and (more := os.read(file, min(status.st_size, limit) + 1)):
+    size = max(status.st_size, SMALLEST_READ)  # what grows, and what /proc makes up, has more than it says
+    data = bytearray()
+    while len(data) <= limit and (more := os.read(file, min(size, limit) + 1)):
         data += more
-    return data
+    return bytes(data)

@@ -13,11 +13,14 @@ import onnxruntime as ort
 from serve_cli.errors import InputError
 from serve_cli.model_file import ZIP_MAGIC, parse_contract, read_model
 from serve_cli.onnx_file import Unfit, check_graph
-from serve_cli.spec import IMAGE_SIZE, INPUT, OUTPUTS
+from serve_cli.spec import IMAGE_SIZE, INPUT, OUTPUTS, temperature_of
 
 CHUNK = 256
 """Images a call of the session: larger batches are slower for a net of this size."""
 
+
+TEMPERATURE_TOLERANCE = 1e-3
+"""Of probabilities: far above rounding, far below what another temperature makes of an unsure answer."""
 
 SOURCE_LINE = re.compile(r"^\S+\.(cc|h):\d+ (.*\) )?")
 """Where in onnxruntime's source an error was raised."""
@@ -55,6 +58,7 @@ class Predictor:
         except Unfit as error:
             raise InputError(f"{path} is not run, {error}: make one with mnist export") from error
         _check_signature(self._session, path)
+        self._check_temperature()
 
     def predict(self, images: np.ndarray, *, batch_size: int = CHUNK) -> Prediction:
         """Classify uint8 `images` [N, 28, 28], white ink on black; N may be 0.
@@ -68,6 +72,17 @@ class Predictor:
         results = [self._run(chunk) for chunk in _chunks(images, batch_size)]
         logits, probabilities = (np.concatenate(parts) for parts in zip(*results, strict=True))
         return Prediction(logits, probabilities)
+
+    def _check_temperature(self) -> None:
+        """Compare the temperature in the graph with the contract's, by the answer to a black picture.
+
+        Raises:
+            InputError: they differ.
+        """
+        found = self.predict(np.zeros((1, IMAGE_SIZE, IMAGE_SIZE), np.uint8))
+        scores = np.exp((found.logits - found.logits.max()) / temperature_of(self.calibration))
+        if np.abs(scores / scores.sum() - found.probabilities).max() > TEMPERATURE_TOLERANCE:
+            raise InputError(f"{self.path} has another temperature than its contract: export the model again")
 
     def _run(self, images: np.ndarray) -> list[np.ndarray]:
         names = [output["name"] for output in OUTPUTS]

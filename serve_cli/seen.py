@@ -51,6 +51,8 @@ class Saver:
     """
 
     def __init__(self, target: str, names: list[str]) -> None:
+        if not target:
+            raise InputError("--save-input is empty: is a variable unset?")
         self._target = Path(target)
         self._saved: set[Path] = set()
         self._is_folder = target.endswith(("/", os.sep)) or self._target.is_dir()
@@ -88,7 +90,7 @@ class Saver:
 
 def _refuse_inside(folder: Path, names: list[str]) -> None:
     for name in names:
-        path = Path(name).resolve()
+        path = Path(os.path.realpath(name))  # a loop of links has no end for resolve
         if name != "-" and (path.is_relative_to(folder) or folder.is_relative_to(path)):
             raise InputError(
                 f"--save-input {folder} would mix with the pictures of {name}: name another folder"

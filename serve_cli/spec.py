@@ -70,6 +70,9 @@ TRITON_FILE = f"{MODEL_VERSION}/model.onnx"
 ARTIFACT_FOLDER = "artifact"
 """Where an export lies inside a run directory unless --output says otherwise."""
 
+BUNDLED_MODEL = Path(__file__).with_name("bundled")
+"""The artifact that `mnist infer` reads with unless --model names another; it comes with the package."""
+
 INPUT: dict[str, Any] = {
     "name": "image",
     "dtype": "uint8",
@@ -110,7 +113,8 @@ def is_calibration(value: Any) -> bool:
             value.keys() == {"temperature", "min_confidence", "error_rate", "validation"}
             and value["validation"].keys() == MEASURED
             and all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
-            and value["temperature"] > 0
+            and not any(isinstance(number, bool) for number in numbers)
+            and 0.01 <= value["temperature"] <= 100
             and all(0 <= share <= 1 for share in shares)
         )
     except (KeyError, TypeError, AttributeError, OverflowError):

@@ -14,6 +14,7 @@ from serve_cli.protobuf import fields
 from serve_cli.spec import (
     ARTIFACT_FILE,
     ARTIFACT_FOLDER,
+    BUNDLED_MODEL,
     IMAGE_SIZE,
     MODEL_CARD,
     MODEL_FILES,
@@ -41,8 +42,12 @@ TENSOR_TYPES = {1: "<f4", 2: "|u1"}
 @app.command()
 def verify(
     artifact: Annotated[
-        Path, typer.Argument(help="An artifact directory, a run that has one, or a Triton repository.")
-    ],
+        Path,
+        typer.Argument(
+            help="An artifact directory, a run that has one, or a Triton repository.",
+            show_default="the model in the package",
+        ),
+    ] = BUNDLED_MODEL,
 ) -> None:
     """Check an artifact: its hashes, its contracts, its answers.
 

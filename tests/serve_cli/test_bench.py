@@ -277,4 +277,3 @@ def test_bad_input_is_refused_in_one_line(command: Mnist, tmp_path: Path) -> Non
     (tmp_path / "letter.txt").write_text("Dear reader")
     command(tmp_path / "letter.txt").assert_refused("letter.txt", "mnist export")
     command(tmp_path / "letter.txt", "--rounds", 0).assert_refused("--rounds", "1")
-    command().assert_refused("Missing argument")

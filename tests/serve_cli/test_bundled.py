@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve_cli.model_file import BUNDLED_MODEL, read_contract
-from serve_cli.spec import MODEL_FILES, ONNX_FORMATS, floor_of
+from serve_cli.model_file import read_contract
+from serve_cli.spec import BUNDLED_MODEL, MODEL_FILES, ONNX_FORMATS, floor_of
 from serve_cli.verify import verify_artifact
 from tests.command import Mnist
 from trainer.config import TrainConfig

@@ -14,6 +14,8 @@ from PIL import Image
 
 from serve_cli import commands, process
 from serve_cli.answer import Answer
+from serve_cli.errors import InputError
+from serve_cli.infer import read_chunk
 from serve_cli.preprocess import Preprocessed
 from serve_cli.spec import MODEL_FILES
 from tests.command import Mnist
@@ -116,7 +118,7 @@ def test_below_the_floor_is_not_sure(mnist: Mnist, digit_png: Path, artifact: Pa
     assert json.loads(unsure.out)["label"] is None
     answer = json.loads(unsure.out)
     assert answer["best_guess"] == 7
-    assert answer["reason"] == f"confidence {int(1000 * confidence) / 10:.1f}% is below 100.0%"
+    assert answer["reason"] == "confidence is below 100.0%"
     text = mnist("infer", digit_png, "--model", artifact, "--min-confidence", 1).out
     assert text == f"{digit_png}: not sure, {answer['reason']}; best guess 7 ({confidence:.1%})\n"
 
@@ -333,7 +335,7 @@ def test_the_bundled_model_is_the_default(
     mnist: Mnist, digit_png: Path, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("serve_cli.infer_main.BUNDLED_MODEL", tmp_path / "bundled")
-    mnist("infer", digit_png).assert_refused("no model", "--model")
+    mnist("infer", digit_png).assert_refused("no such model", "bundled")
     (tmp_path / "bundled").symlink_to(artifact)
     assert ": 7 (" in mnist("infer", digit_png).out
 
@@ -462,3 +464,33 @@ def test_info_of_a_damaged_archive(mnist: Mnist, artifact: Path, tmp_path: Path)
     path = tmp_path / "model.torchscript.pt"
     path.write_bytes(data)
     mnist("info", path).assert_refused("model.torchscript.pt", "damaged")
+
+
+def test_names_after_two_dashes_may_begin_with_one(
+    mnist: Mnist, digit_png: Path, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    digit_png.rename("-x.png")
+    for arguments in (("--json", "--", "-x.png"), ("--json", "./-x.png"), ("-x.png", "--json")):
+        result = mnist("infer", "--model", artifact, *arguments)
+        if arguments[0] == "-x.png":
+            result.assert_refused("-x.png")
+        else:
+            assert json.loads(result.out)["label"] == 7
+
+
+def test_a_file_that_is_called_dash_is_no_standard_input(
+    mnist: Mnist, digit_png: Path, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    digit_png.rename("-")
+    stdin(monkeypatch, b"")
+    assert json.loads(mnist("infer", "./-", "--model", artifact, "--json").out)["label"] == 7
+
+
+def test_errors_do_not_keep_the_bytes_that_they_are_about(tmp_path: Path) -> None:
+    path = tmp_path / "zeros.png"
+    path.write_bytes(bytes(1000))
+    (error,) = read_chunk([(str(path), None)], raw=False).about
+    assert isinstance(error, InputError)
+    assert error.__traceback__ is error.__cause__ is error.__context__ is None

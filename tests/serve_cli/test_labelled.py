@@ -245,7 +245,7 @@ def test_raw_takes_pictures_as_they_are(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_labelled(tmp_path, DIGITS, raw=True).images, NOISE[:1])
     assert not np.array_equal(read_labelled(tmp_path, DIGITS, raw=False).images, NOISE[:1])
     write_picture(tmp_path / "1" / "wide.png")
-    assert f"{tmp_path / '1' / 'wide.png'} has 80x60 pixels" in refusal(tmp_path, raw=True)
+    assert f"{tmp_path / '1' / 'wide.png'} is not 28x28 pixels" in refusal(tmp_path, raw=True)
 
 
 @pytest.mark.parametrize("raw", [False, True])

@@ -1,5 +1,6 @@
 """The Predictor: batches of any size give the same answers; files that do not fit are refused."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -106,9 +107,9 @@ def test_answers_that_are_no_numbers_are_refused(predictor: Predictor, tmp_path:
     model = onnx.load(predictor.path)
     bias = next(item for item in model.graph.initializer if item.name == "net.fc3.bias")
     bias.CopyFrom(onnx.numpy_helper.from_array(np.full(10, value, np.float32), bias.name))
-    spoilt = Predictor(keep(model, predictor.contract.to_json(), tmp_path / "spoilt.onnx"))
+    path = keep(model, predictor.contract.to_json(), tmp_path / "spoilt.onnx")
     with pytest.raises(InputError, match="not finite"):
-        spoilt.predict(np.zeros((1, 28, 28), np.uint8))
+        Predictor(path)
 
 
 def test_probabilities_that_are_no_numbers_are_refused(calibrated: Path, tmp_path: Path) -> None:
@@ -117,9 +118,9 @@ def test_probabilities_that_are_no_numbers_are_refused(calibrated: Path, tmp_pat
     temperature = next(item for item in model.graph.initializer if item.name == "temperature")
     temperature.CopyFrom(onnx.numpy_helper.from_array(np.array(1e-45, np.float32), "temperature"))
     contract = Predictor(calibrated / "model.onnx").contract.to_json()
-    spoilt = Predictor(keep(model, contract, tmp_path / "spoilt.onnx"))
+    path = keep(model, contract, tmp_path / "spoilt.onnx")
     with pytest.raises(InputError, match="not finite"):
-        spoilt.predict(np.zeros((1, 28, 28), np.uint8))
+        Predictor(path)
 
 
 def test_a_fixed_batch_is_refused(predictor: Predictor, tmp_path: Path) -> None:
@@ -155,8 +156,9 @@ def test_batches_arrive_in_the_size_asked_for(
         Predictor, "_run", lambda self, images: sizes.append(len(images)) or run(self, images)
     )
     load_onnxruntime(artifact / "model.onnx")(np.zeros((600, 28, 28), np.uint8), batch_size)
-    assert set(sizes[:-1]) == {batch_size}
-    assert sum(sizes) == 600
+    assert sizes[0] == 1  # the look at the temperature
+    assert set(sizes[1:-1]) == {batch_size}
+    assert sum(sizes[1:]) == 600
 
 
 def test_external_data_is_never_followed(predictor: Predictor, tmp_path: Path) -> None:
@@ -166,4 +168,14 @@ def test_external_data_is_never_followed(predictor: Predictor, tmp_path: Path) -
     assert (tmp_path / "weights.bin").exists()
     keep(onnx.load(path, load_external_data=False), predictor.contract.to_json(), path)
     with pytest.raises(InputError, match="a constant has a part that ours never have"):
+        Predictor(path)
+
+
+def test_a_contract_with_another_temperature_is_refused(calibrated: Path, tmp_path: Path) -> None:
+    model = onnx.load(calibrated / "model.onnx")
+    contract = json.loads({entry.key: entry.value for entry in model.metadata_props}[METADATA_KEY])
+    contract["calibration"]["temperature"] *= 1.5
+    path = tmp_path / "model.onnx"
+    path.write_bytes(seal(model, {METADATA_KEY: json.dumps(contract)}))
+    with pytest.raises(InputError, match="another temperature than its contract"):
         Predictor(path)

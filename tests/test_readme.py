@@ -78,7 +78,7 @@ def test_every_dependency_has_its_reason() -> None:
 def test_the_commands_of_the_session_parse(mnist: Mnist) -> None:
     """Each is called with --help added: unknown commands and flags fail, nothing runs."""
     commands = [line[2:] for line in README.splitlines() if line.startswith("$ ")]
-    assert len(commands) == 4
+    assert len(commands) == 5
     for command in commands:
         words = shlex.split(command)
         if words[0] == "mnist":

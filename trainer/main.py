@@ -87,7 +87,9 @@ def train(
     schedule: Annotated[
         str | None, typer.Option(help=f"Of the learning rate: {', '.join(SCHEDULES)}.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of weights, sample order, distortions and strangers.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of weights, sample order, distortions and strangers.")
+    ] = None,
     hidden: Annotated[
         str | None, typer.Option(metavar="SIZES", help="Hidden layers, such as 128,64.")
     ] = None,

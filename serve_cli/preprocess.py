@@ -56,7 +56,7 @@ SURROUNDINGS = 0.25
 FILLED, SHEET = 0.7, 0.15
 """Shares of its box and of the page that a sheet of paper on a table covers at least."""
 
-SHEET_EDGE = 0.08
+SHEET_EDGE = 0.04
 """Share of a sheet's size that is cut off at each side, for it may lie askew."""
 
 FAINT_CONTRAST = 48

@@ -90,6 +90,28 @@ def shadow(picture: Drawn, rng: np.random.Generator) -> None:
     picture.light *= 1 - rng.uniform(0.35, 0.5) / (1 + np.exp(-np.clip(beyond, -50, 50)))
 
 
+def deep_shadow(picture: Drawn, rng: np.random.Generator) -> None:
+    """The same with less than half of the light left, so that paper may be as dark as ink in the light."""
+    height, width = picture.light.shape
+    middle = (picture.columns.start + picture.columns.stop) / 2
+    y, x = np.mgrid[:height, :width]
+    picture.light[x + rng.uniform(-0.3, 0.3) * (y - height / 2) > middle] *= rng.uniform(0.3, 0.45)
+
+
+def table(picture: Drawn, rng: np.random.Generator) -> None:
+    """The sheet lies on a darker table, all of its edges in sight."""
+    height, width = picture.light.shape
+    top, left = 0.6 * picture.rows.start, 0.6 * picture.columns.start
+    bottom, right = 0.4 * picture.rows.stop + 0.6 * height, 0.4 * picture.columns.stop + 0.6 * width
+    y, x = np.mgrid[:height, :width]
+    picture.light[(y < top) | (y > bottom) | (x < left) | (x > right)] = rng.uniform(0.15, 0.6)
+
+
+def underline(picture: Drawn, rng: np.random.Generator) -> None:
+    top, left = picture.rows.stop + rng.uniform(5, 15), picture.columns.start - 20
+    draw(picture, lambda pen: pen.line((left, top, picture.columns.stop + 20, top), fill=255, width=6))
+
+
 def specks(picture: Drawn, rng: np.random.Generator) -> None:
     """Dust of up to four pixels' radius all over the paper."""
     height, width = picture.ink.shape
@@ -136,6 +158,9 @@ FAULTS: dict[str, Fault] = {
     "noise": noise,
     "gradient": gradient,
     "shadow": shadow,
+    "deep shadow": deep_shadow,
+    "table": table,
+    "underline": underline,
     "specks": specks,
     "stray": stray,
     "frame": frame,
@@ -144,6 +169,9 @@ FAULTS: dict[str, Fault] = {
     "small": untouched,
 }
 """What may be wrong with a picture."""
+
+PHYSICAL = ("deep shadow", "table")
+"""What happens to dark ink on light paper alone."""
 
 SMALL: dict[str, Any] = {"canvas": (1200, 1400), "share": 0.022}
 """How a small digit is sketched."""
@@ -154,7 +182,7 @@ def picture(digit: np.ndarray, fault: str, rng: np.random.Generator) -> np.ndarr
     drawn = sketch(digit, rng, **(SMALL if fault == "small" else {}))
     FAULTS[fault](drawn, rng)
     grey = drawn.grey(rng)
-    return grey if rng.random() < 0.5 else 255 - grey
+    return grey if rng.random() < 0.5 or fault in PHYSICAL else 255 - grey
 
 
 POLYLINES = (

@@ -113,6 +113,16 @@ def test_a_wedge_along_an_edge_is_a_frame(turns: int) -> None:
     assert sorted(kinds(wedge | page(DIGIT))) == ["digit", "frame"]
 
 
+def test_the_table_around_a_sheet_is_a_frame() -> None:
+    table = ~page((25, 75, 20, 80))
+    assert kinds(table | page((35, 65, 45, 55))) == ["frame", "digit"]
+
+
+def test_a_line_below_is_a_stray_and_one_above_is_not() -> None:
+    assert kinds(page(DIGIT, (72, 75, 35, 65))) == ["digit", "stray"]
+    assert kinds(page((25, 28, 35, 65), DIGIT)) == ["digit", "digit"]
+
+
 def test_a_frame_with_nothing_in_it_is_the_digit() -> None:
     frame = painted("rectangle", (0, 0, 99, 99), outline=1, width=5)
     assert kinds(frame) == ["digit"]

@@ -241,6 +241,18 @@ def test_refusals(grey: np.ndarray, refusal: str | None) -> None:
     assert to_mnist(grey).refusal == refusal
 
 
+def test_a_small_sheet_on_a_large_table_is_looked_into() -> None:
+    table = np.full((600, 600), 60, np.uint8)
+    table[150:450, 150:450] = 230
+    sheet = drawing(size=(240, 240))
+    table[180:420, 180:420] = np.where(sheet < 128, 25, 230)
+    found = to_mnist(table)
+    assert found.refusal is None
+    assert found.decisions["polarity"] == "dark on light"
+    assert np.abs(np.array(found.decisions["box"]) * 600 - (194, 204, 276, 316)).max() < 12
+    assert far_apart(found.pixels, to_mnist(sheet).pixels) < 8
+
+
 @pytest.fixture(scope="module")
 def shares(mnist5k: Dataset) -> dict[str, float]:
     """The share of 60 pictures with each fault that the model in the package reads right.

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,9 @@ from trainer.data import MNIST_FILES, Dataset, load_dataset
 from trainer.run import Order, run
 
 MNIST_DATA_DIR = os.environ.get("MNIST_DATA_DIR", "")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so shells start what runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

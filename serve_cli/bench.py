@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from serve_cli.errors import CheckFailed, MissingExtra
-from serve_cli.evaluate import table
+from serve_cli.evaluate import ModelArgument, table
 from serve_cli.model_file import find_model
 from serve_cli.process import complain, printable
 from serve_cli.spec import ARTIFACT_FOLDER, BUNDLED_MODEL, IMAGE_SIZE, MODEL_FILES, STATE_DICT
@@ -68,13 +68,7 @@ ru_maxrss: that starts at the size of the process that started this one.
 
 @app.command()
 def bench(
-    model: Annotated[
-        Path,
-        typer.Argument(
-            help="A model file of any format, or the directory of an artifact or run.",
-            show_default="the model in the package",
-        ),
-    ] = BUNDLED_MODEL,
+    model: ModelArgument = BUNDLED_MODEL,
     as_json: Annotated[bool, typer.Option("--json", help="Print all figures as one JSON document.")] = False,
     rounds: Annotated[
         int, typer.Option(metavar="N", min=1, help="Fresh processes a model; medians are printed.")

@@ -19,6 +19,14 @@ LONGEST_LABEL = 24
 WIDEST_HEADING = 4
 """Characters of a label that fit above a column; where one is longer, columns have the class's number."""
 
+ModelArgument = Annotated[
+    Path,
+    typer.Argument(
+        help="A model file of any format, or the directory of an artifact or run.",
+        show_default="the model in the package",
+    ),
+]
+
 
 @app.command()
 def evaluate(
@@ -30,13 +38,7 @@ def evaluate(
             "pictures for each label.",
         ),
     ],
-    model: Annotated[
-        Path,
-        typer.Argument(
-            help="A model file of any format, or the directory of an artifact or run.",
-            show_default="the model in the package",
-        ),
-    ] = BUNDLED_MODEL,
+    model: ModelArgument = BUNDLED_MODEL,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON document.")] = False,
     min_accuracy: Annotated[
         float,

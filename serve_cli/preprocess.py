@@ -171,9 +171,7 @@ def is_sheet(page: Page) -> bool:
 
 def is_at_edge(page: Page) -> bool:
     """Whether the digit touches the edge of the page."""
-    return any(
-        side.start == 0 or side.stop == length for side, length in zip(page.box, page.ink.shape, strict=True)
-    )
+    return bool(page.marks.at_edge[page.choice.digit].any())
 
 
 def whole(grey: np.ndarray) -> tuple[slice, slice]:

@@ -20,6 +20,7 @@ LAZY_COMMANDS = {
     "verify": "serve_cli.verify",
     "evaluate": "serve_cli.evaluate",
     "bench": "serve_cli.bench",
+    "serve": "serve_cli.serve",
 }
 
 

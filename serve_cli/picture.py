@@ -134,7 +134,7 @@ def read_file(path: Path) -> np.ndarray:
     Raises:
         InputError: no such file, not a regular file, too large, or not a picture.
     """
-    return _decode(read_regular(path, MAX_BYTES, "name a picture, or - for standard input"), str(path))
+    return decode(read_regular(path, MAX_BYTES, "name a picture, or - for standard input"), str(path))
 
 
 def read_stream(stream: BinaryIO, name: str) -> np.ndarray:
@@ -147,10 +147,15 @@ def read_stream(stream: BinaryIO, name: str) -> np.ndarray:
         data = stream.read(MAX_BYTES + 1)
     except OSError as error:
         raise InputError(f"cannot read {name}: {error.strerror}") from error
-    return _decode(data, name)
+    return decode(data, name)
 
 
-def _decode(data: bytes, name: str) -> np.ndarray:
+def decode(data: bytes, name: str) -> np.ndarray:
+    """Read the bytes of a picture file as `read_file` does; `name` is for errors.
+
+    Raises:
+        InputError: it is empty, too large, or not a picture that can be decoded.
+    """
     if not data:
         raise InputError(f"{name} is empty: expected a picture (PNG, JPEG, ...)")
     if len(data) > MAX_BYTES:

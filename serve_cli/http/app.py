@@ -1,0 +1,119 @@
+"""The application: all routes around one model."""
+
+from importlib.metadata import version
+from importlib.resources import files
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from serve_cli.http.docs import docs_page
+from serve_cli.http.guard import Guard, Load
+from serve_cli.http.predict import Reader, predict_router
+from serve_cli.http.refusal import Refusal, answer_failure, answer_refusal, to_response
+from serve_cli.http.settings import Settings
+from serve_cli.http.telemetry import METRICS_TYPE, Log, metrics
+from serve_cli.http.v2 import HEADER_LENGTH, Tensors, v2_router
+from serve_cli.http.work import Work
+from serve_cli.runtime import Predictor
+from serve_cli.spec import floor_of
+
+PAGE = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+}
+"""The page's files by their paths, and their types."""
+
+ERROR = {
+    "application/json": {
+        "schema": {
+            "type": "object",
+            "required": ["error"],
+            "properties": {"error": {"type": "string", "description": "What is wrong, in one line."}},
+        }
+    }
+}
+ERRORS: dict[int | str, Any] = {
+    "4XX": {
+        "description": "Refused, and why: 400 not as described here, 401 the API key is missing or wrong, "
+        "403 asked for by another site's page, 408 did not arrive in time, 413 too large, 415 compressed, "
+        "421 the Host header names another server",
+        "content": ERROR,
+    },
+    503: {
+        "description": "Too much to do; Retry-After has the seconds to wait",
+        "content": ERROR,
+    },
+}
+
+
+def create_app(settings: Settings, predictor: Predictor, log: Log) -> tuple[Guard, Work]:
+    """The application that serves `predictor`, behind its guard, and the threads that work for it."""
+    app = FastAPI(
+        title="mnist",
+        summary="Reads digits that people draw and photograph.",
+        version=version("mnist-toolkit"),
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    load, work = Load(), Work()
+    floor = floor_of(predictor.calibration) if settings.floor is None else settings.floor
+    app.include_router(predict_router(Reader(predictor, floor), work, ERRORS))
+    app.include_router(v2_router(Tensors(predictor, floor), work, load, ERRORS))
+    _add_metrics(app)
+    _add_page(app)
+    app.add_exception_handler(StarletteHTTPException, answer_refusal)
+    app.add_exception_handler(RequestValidationError, _answer_invalid)
+    app.add_exception_handler(Exception, answer_failure)
+    if settings.cors:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors,
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type", "x-api-key", "x-request-id", HEADER_LENGTH],
+            expose_headers=["x-request-id", HEADER_LENGTH, "retry-after"],
+        )
+    routes = frozenset(path for route in app.routes if (path := getattr(route, "path", None)))
+    return Guard(app, settings, routes, log, load), work
+
+
+def _add_metrics(app: FastAPI) -> None:
+    @app.get("/metrics", summary="Metrics for Prometheus", tags=["operation"], response_class=Response)
+    def read_metrics() -> Response:
+        return Response(metrics(), media_type=METRICS_TYPE)
+
+
+def _add_page(app: FastAPI) -> None:
+    folder = files("serve_cli.http") / "page"
+    for path, (name, kind) in PAGE.items():
+        app.add_api_route(
+            path,
+            _file((folder / name).read_bytes(), kind),
+            methods=["GET", "HEAD"],
+            include_in_schema=False,
+        )
+    described = docs_page(app.openapi()).encode()
+    app.add_api_route(
+        "/docs",
+        _file(described, "text/html; charset=utf-8"),
+        methods=["GET", "HEAD"],
+        include_in_schema=False,
+    )
+
+
+def _file(content: bytes, kind: str) -> Any:
+    async def answer() -> Response:
+        return Response(content, media_type=kind, headers={"Cache-Control": "no-cache"})
+
+    return answer
+
+
+async def _answer_invalid(request: Request, error: Exception) -> Response:
+    """Answer a query parameter that is not as described, by the first that is wrong."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    return to_response(Refusal(400, f"{first['loc'][-1]}: {first['msg']}", "parameter"))

@@ -1,0 +1,251 @@
+"""What stands between the network and the application: limits, checks, headers, metrics and log."""
+
+import hmac
+import re
+import secrets
+import socket
+import time
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from typing import Any
+
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.requests import ClientDisconnect
+
+from serve_cli.http.refusal import Refusal, busy, failure, to_response
+from serve_cli.http.settings import MIB, Settings
+from serve_cli.http.telemetry import LATENCY, LONGEST_PATH, REQUESTS, Log
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+HEADERS = [
+    (
+        b"content-security-policy",
+        b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+        b"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+]
+"""Of every response. What a page may do: load what lies beside it, draw, ask this server, nothing else."""
+
+CLOSE = (b"connection", b"close")
+
+HEALTH = frozenset({"/v2/health/live", "/v2/health/ready", "/v2/models/mnist/ready"})
+"""Answered however much there is to do."""
+
+OPEN = HEALTH | {"/", "/page.css", "/page.js", "/docs", "/openapi.json", "/v2"}
+"""What needs no key: it says nothing that the package does not."""
+
+READING = frozenset({"GET", "HEAD", "OPTIONS"})
+
+REQUEST_ID = re.compile(rb"[\w.:/+=-]{1,128}", re.ASCII)
+"""A client's own X-Request-ID that is taken over."""
+
+MAX_WAITING = 256
+"""Requests that have arrived and wait for their turn: a tenth of a second's work. More are refused."""
+
+MAX_HELD = 256 * MIB
+"""Bytes of all bodies together."""
+
+LEFT = 499
+"""In log and metrics, the status of a request whose client went away; nginx calls it so."""
+
+OTHER = "other"
+"""In metrics, the route of all paths that there are not."""
+
+
+@dataclass
+class Load:
+    """What the server has to do at this moment; the protocol counts arrivals, the guard the rest.
+
+    `waiting` is the number of requests whose turn has not come yet, `held` the bytes of all bodies.
+    """
+
+    arrived: int = 0
+    begun: int = 0
+    held: int = 0
+    stopping: bool = False
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have arrived and have not begun."""
+        return self.arrived - self.begun
+
+
+@dataclass
+class Guard:
+    """An ASGI application around another."""
+
+    app: App
+    settings: Settings
+    routes: frozenset[str]
+    log: Log
+    load: Load = field(default_factory=Load)
+
+    def __post_init__(self) -> None:
+        self._key = (self.settings.api_key or "").encode()
+        self._hosts = allowed_hosts(self.settings)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, whatever happens."""
+        self.load.begun += 1
+        exchange = Exchange(self, scope, receive, send)
+        try:
+            self.check(scope, exchange.headers)
+            await self.app(scope, exchange.receive, exchange.send)
+        except ClientDisconnect:
+            exchange.status = LEFT
+        except StarletteHTTPException as error:
+            await to_response(error)(scope, receive, exchange.send)
+        except Exception as error:
+            self.log.failure(error, request_id=exchange.id)
+            await exchange.fail()
+        finally:
+            exchange.close()
+
+    def check(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
+        """Look at a request before anything is read of its body.
+
+        Raises:
+            Refusal: it is not for this server, not from its page, without its key, too large, or too much.
+        """
+        path, host = scope["path"], headers.get(b"host", b"")
+        if not self._is_ours(host):
+            name = host.decode("latin-1")
+            raise Refusal(421, f"{name!r} is not served here: see mnist serve --allowed-host", "host")
+        if scope["method"] not in READING and not self._may_post(headers.get(b"origin"), host):
+            raise Refusal(403, "requests from other sites are refused: see mnist serve --cors", "origin")
+        if self._key and path not in OPEN and not self._has_key(headers) and scope["method"] != "OPTIONS":
+            raise Refusal(
+                *(401, "needs the API key: send it as Authorization: Bearer KEY, or as X-API-Key", "key"),
+                {"WWW-Authenticate": "Bearer"},
+            )
+        if headers.get(b"content-encoding", b"identity") != b"identity":
+            raise Refusal(415, "compressed bodies are not read: send it as it is", "encoding")
+        if int(headers.get(b"content-length", b"0")) > self.settings.max_body:
+            raise self.too_large()
+        if self.load.waiting > MAX_WAITING and path not in HEALTH:
+            raise busy()
+
+    def too_large(self) -> Refusal:
+        """What a body gets that is larger than it may be."""
+        limit = self.settings.max_body / MIB
+        return Refusal(413, f"the body has more than {limit:g} MiB: send a smaller picture", "too large")
+
+    def _is_ours(self, host: bytes) -> bool:
+        """Whether the Host header names this server: a site that points its own name here gets nothing."""
+        name = PORT.sub("", host.decode("latin-1")).lower()
+        return bool({name, "*"} & self._hosts) or (ANY_ADDRESS in self._hosts and is_ip(name))
+
+    def _may_post(self, origin: bytes | None, host: bytes) -> bool:
+        if origin is None:
+            return True
+        text = origin.decode("latin-1")
+        return text in self.settings.cors or text.rpartition("//")[2] == host.decode("latin-1")
+
+    def _has_key(self, headers: Mapping[bytes, bytes]) -> bool:
+        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+        given = token.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
+        return hmac.compare_digest(given, self._key)
+
+
+class Exchange:
+    """One request and its response, on their way through the guard."""
+
+    def __init__(self, guard: Guard, scope: Scope, receive: Receive, send: Send) -> None:
+        self._guard, self._scope, self._receive, self._send = guard, scope, receive, send
+        self._begun = time.perf_counter()
+        self._received = self._sent = 0
+        self.status = 0
+        self.headers = dict(scope["headers"])
+        given = self.headers.get(b"x-request-id", b"")
+        self.id = given.decode() if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+
+    async def receive(self) -> Message:
+        """Pass on a piece of the body.
+
+        Raises:
+            Refusal: there is more of it than there may be, or of all bodies.
+        """
+        message = await self._receive()
+        if message["type"] == "http.request":
+            size = len(message["body"])
+            self._received += size
+            self._guard.load.held += size
+            if self._received > self._guard.settings.max_body:
+                raise self._guard.too_large()
+            if self._guard.load.held > MAX_HELD:
+                raise busy()
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Pass on the response with the headers of all responses."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = [*message.get("headers", ()), *HEADERS, (b"x-request-id", self.id.encode())]
+            if self._guard.load.stopping:
+                headers.append(CLOSE)
+            message = {**message, "headers": headers}
+        else:
+            self._sent += len(message.get("body", b""))
+        await self._send(message)
+
+    async def fail(self) -> None:
+        """Say that the server failed, where nothing has been said yet."""
+        if not self.status:
+            await failure()(self._scope, self._receive, self.send)
+
+    def close(self) -> None:
+        """Count and log."""
+        seconds = time.perf_counter() - self._begun
+        self._guard.load.held -= self._received
+        path = self._scope["path"]
+        route = path if path in self._guard.routes else OTHER
+        REQUESTS.labels(route, str(self.status)).inc()
+        LATENCY.labels(route).observe(seconds)
+        self._guard.log.access(
+            request_id=self.id,
+            client=(self._scope.get("client") or ("",))[0],
+            method=self._scope["method"],
+            path=path[:LONGEST_PATH],
+            status=self.status,
+            bytes_in=self._received,
+            bytes_out=self._sent,
+            seconds=round(seconds, 6),
+        )
+
+
+# Hosts
+
+PORT = re.compile(r":\d*\Z", re.ASCII)
+
+ANY_ADDRESS = "any address"
+LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+
+def allowed_hosts(settings: Settings) -> frozenset[str]:
+    """What a Host header may say: this machine's names; on other interfaces than loopback, any address, too.
+
+    An address is no name, and only names can be made to point somewhere else.
+    """
+    given = {name.lower() for name in settings.allowed_hosts}
+    if settings.host in ("localhost", "127.0.0.1", "::1"):
+        return LOCAL | given
+    return LOCAL | given | {ANY_ADDRESS, settings.host.lower(), socket.gethostname().lower()}
+
+
+def is_ip(name: str) -> bool:
+    """Whether `name` is an IP address, an IPv6 one in brackets."""
+    try:
+        ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,153 @@
+"""HTTP on one connection, with deadlines: uvicorn alone waits for ever for the rest of a request."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, cast
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from serve_cli.http.guard import HEADERS, Guard
+from serve_cli.http.refusal import error_body
+from serve_cli.http.telemetry import REFUSED
+
+WHOLE = frozenset({h11.DONE, h11.MUST_CLOSE})
+"""States of a client that has sent a whole request."""
+
+WRITE_S = 10.0
+"""Seconds that a client may leave a response lying."""
+
+
+class Deadline:
+    """Calls a function unless it is met in time; it can be set again."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, missed: Callable[[], None]) -> None:
+        self._loop, self._seconds, self._missed = loop, seconds, missed
+        self._timer: asyncio.TimerHandle | None = None
+
+    def set(self) -> None:
+        """Begin; one that has begun already stays as it is."""
+        self._timer = self._timer or self._loop.call_later(self._seconds, self._missed)
+
+    def met(self) -> None:
+        """What was awaited has come."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class Protocol(H11Protocol):
+    """A connection that is closed when a request does not arrive, or a response is not taken, in time.
+
+    A request has from its first byte, a new connection from its start, as long as the settings say.
+    """
+
+    stopping = False
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self._guard = cast(Guard, self.config.app)
+        self._arrival = Deadline(self.loop, self._guard.settings.receive_s, self._give_up)
+        self._departure = Deadline(self.loop, WRITE_S, lambda: self.transport.abort())
+
+    # Deadlines
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Expect a request."""
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # so that writing pauses whenever something is left
+        self._arrival.set()
+        if self._guard.load.stopping:
+            self.stop()
+
+    def data_received(self, data: bytes) -> None:
+        """Take what arrived; unless it ends a request, expect the rest."""
+        super().data_received(data)
+        if self.conn.their_state not in WHOLE and not self.transport.is_closing():
+            self._arrival.set()
+
+    def handle_events(self) -> None:
+        """Begin a request that has arrived."""
+        before = self.cycle
+        super().handle_events()
+        if self.cycle is not before:
+            self._guard.load.arrived += 1
+            self.cycle.keep_alive = not self.stopping
+        if self.conn.their_state in WHOLE:
+            self._arrival.met()
+
+    def on_response_complete(self) -> None:
+        """Go on with the next request, part of which may have arrived already."""
+        super().on_response_complete()
+        if self.conn.trailing_data[0] and self.conn.their_state not in WHOLE:
+            self._arrival.set()
+
+    def pause_writing(self) -> None:
+        """Expect the client to take what is written."""
+        super().pause_writing()
+        self._departure.set()
+
+    def resume_writing(self) -> None:
+        """All is taken."""
+        super().resume_writing()
+        self._departure.met()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Expect nothing more."""
+        self._arrival.met()
+        self._departure.met()
+        super().connection_lost(exc)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Answer a client that has said all it will say before the connection is closed."""
+        answering = not self.is_idle and self.conn.their_state in WHOLE
+        if answering:
+            self.cycle.keep_alive = False
+        return answering
+
+    def _give_up(self) -> None:
+        if self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]:
+            self.transport.close()  # it never sent anything
+        else:
+            seconds = self._guard.settings.receive_s
+            self._refuse(408, f"the request did not arrive within {seconds:g} s", "timeout")
+
+    # Refusals
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is not HTTP."""
+        self._refuse(400, "this is not HTTP/1.1, or its headers are longer than 16 KiB", "not http")
+
+    def _refuse(self, status: int, reason: str, kind: str) -> None:
+        """Say why, unless an answer has begun already, and close."""
+        REFUSED.labels(kind).inc()
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            body = error_body(reason)
+            headers = [
+                (b"content-type", b"application/json"),
+                (b"content-length", str(len(body)).encode()),
+                (b"connection", b"close"),
+                *HEADERS,
+            ]
+            response = h11.Response(status_code=status, headers=headers)
+            for event in (response, h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        self._guard.log.access(client=(self.client or ("",))[0], status=status, reason=reason)
+        self.transport.close()
+
+    # Stopping
+
+    def stop(self) -> None:
+        """Close after the next response."""
+        self.stopping = True
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.keep_alive = False
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing of a request is here."""
+        busy = self.cycle is not None and not self.cycle.response_complete
+        return not busy and not self.conn.trailing_data[0]

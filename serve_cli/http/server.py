@@ -1,0 +1,135 @@
+"""One process that serves: its socket, its event loop, its end."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from types import FrameType
+from typing import cast
+
+import uvicorn
+
+from serve_cli.errors import InputError
+from serve_cli.http.app import create_app
+from serve_cli.http.guard import Guard
+from serve_cli.http.protocol import Protocol
+from serve_cli.http.settings import Settings
+from serve_cli.http.telemetry import Log
+from serve_cli.runtime import Predictor
+
+BACKLOG = 2048
+
+IDLE_S = 0.5
+"""Seconds after the order to stop in which a connection may bring one more request: it was on its way."""
+
+STOP_S = 4.0
+"""Seconds after which what is still not answered is given up."""
+
+STEP_S = 0.02
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, but it stops in time whatever its clients do, and loses no request that it took."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop; at a second Ctrl-C at once."""
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take what waits in front of the door, close it, answer, and go."""
+        guard = cast(Guard, self.config.app)
+        guard.load.stopping = True
+        await self._close_door(sockets or [])
+        connections = cast(set[Protocol], self.server_state.connections)
+        for connection in connections:
+            connection.stop()
+        begun = self._loop_time()
+        while connections and not self.force_exit and self._loop_time() - begun < STOP_S:
+            await asyncio.sleep(STEP_S)
+            if self._loop_time() - begun >= IDLE_S:
+                for connection in list(connections):
+                    if connection.is_idle:
+                        connection.shutdown()
+        for connection in list(connections):
+            connection.transport.abort()
+        for task in list(self.server_state.tasks):
+            task.cancel()
+
+    async def _close_door(self, sockets: list[socket.socket]) -> None:
+        """Stop listening; connections that the system has made already are taken first."""
+        loop = asyncio.get_running_loop()
+        doors = [listener.dup() for listener in sockets]
+        for server in self.servers:
+            server.close()
+        waiting = []
+        for door in doors:
+            with door:
+                door.setblocking(False)
+                while True:
+                    try:
+                        waiting.append(door.accept()[0])
+                    except OSError:
+                        break
+        for connection in waiting:
+            connection.setblocking(False)
+            await loop.connect_accepted_socket(self._protocol, connection)
+
+    def _protocol(self) -> Protocol:
+        return Protocol(self.config, self.server_state, {}, asyncio.get_running_loop())
+
+    @staticmethod
+    def _loop_time() -> float:
+        return asyncio.get_running_loop().time()
+
+
+def listen(settings: Settings) -> socket.socket:
+    """A socket that listens where the settings say.
+
+    Raises:
+        InputError: that is not possible.
+    """
+    where = f"{settings.host} port {settings.port}"
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise InputError(f"cannot listen on {where}: {error.strerror}") from error
+    try:
+        if os.name == "posix":  # elsewhere it would let two servers have one port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise InputError(
+            f"cannot listen on {where}: {error.strerror}; choose another with --port, 0 for any that is free"
+        ) from error
+    return listener
+
+
+def serve(settings: Settings, predictor: Predictor, listener: socket.socket) -> None:
+    """Serve `predictor` until SIGTERM or Ctrl-C; the process ends here if a picture is still read."""
+    log = Log(access=settings.access_log)
+    log.catch_all()
+    guard, work = create_app(settings, predictor, log)
+    config = uvicorn.Config(
+        guard,
+        http=Protocol,
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        backlog=BACKLOG,
+    )
+    Server(config).run([listener])
+    work.close()
+    if work.under_way:  # the interpreter would wait for the threads
+        sys.stdout.flush()
+        os._exit(0)

@@ -1,0 +1,187 @@
+"""The routes of the Open Inference Protocol, version 2, which Triton's and KServe's clients speak."""
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from serve_cli.http.guard import Load
+from serve_cli.http.telemetry import count_answers
+from serve_cli.http.tensors import (
+    DATATYPES,
+    IMAGE_BYTES,
+    MAX_BATCH,
+    OUTPUT_NAMES,
+    InferResponse,
+    parse_request,
+    write_response,
+)
+from serve_cli.http.work import SMALL_BYTES, Work
+from serve_cli.runtime import Predictor
+from serve_cli.spec import CLASSES, INPUT, MODEL_NAME, MODEL_VERSION, OUTPUTS
+
+HEADER_LENGTH = "inference-header-content-length"
+"""The header that says how many bytes of a body are JSON; tensors follow."""
+
+MODEL = f"/v2/models/{MODEL_NAME}"
+VERSIONED = f"{MODEL}/versions/{MODEL_VERSION}"
+BINARY = "application/octet-stream"
+
+SERVER = {
+    "name": "mnist-toolkit",
+    "version": version("mnist-toolkit"),
+    "extensions": ["binary_tensor_data", "classification"],
+}
+
+
+def _described(tensor: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": tensor["name"],
+        "datatype": DATATYPES[tensor["dtype"]],
+        "shape": [-1, *tensor["shape"][1:]],
+    }
+
+
+METADATA = {
+    "name": MODEL_NAME,
+    "versions": [MODEL_VERSION],
+    "platform": "onnxruntime_onnx",
+    "inputs": [_described(INPUT)],
+    "outputs": [_described(output) for output in OUTPUTS],
+}
+
+PARAMETERS = {"type": "object"}
+REQUEST = {
+    "type": "object",
+    "required": ["inputs"],
+    "properties": {
+        "id": {"type": "string"},
+        "parameters": PARAMETERS,
+        "inputs": {
+            "type": "array",
+            "minItems": 1,
+            "maxItems": 1,
+            "items": {
+                "type": "object",
+                "required": ["name", "shape", "datatype", "data"],
+                "properties": {
+                    "name": {"const": INPUT["name"]},
+                    "shape": {
+                        "type": "array",
+                        "prefixItems": [
+                            {"type": "integer", "minimum": 1, "maximum": MAX_BATCH},
+                            *({"const": side} for side in INPUT["shape"][1:]),
+                        ],
+                        "minItems": 3,
+                        "maxItems": 3,
+                    },
+                    "datatype": {"const": DATATYPES[INPUT["dtype"]]},
+                    "data": {
+                        "type": "array",
+                        "items": {"type": "integer", "minimum": 0, "maximum": 255},
+                        "minItems": IMAGE_BYTES,
+                    },
+                },
+            },
+        },
+        "outputs": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["name"],
+                "properties": {"name": {"enum": list(OUTPUT_NAMES)}, "parameters": PARAMETERS},
+            },
+        },
+    },
+}
+RESPONSE = {
+    "type": "object",
+    "required": ["model_name", "model_version", "outputs"],
+    "properties": {"outputs": {"type": "array"}, "id": {"type": "string"}},
+}
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """Answers requests with a model; an answer below `floor` (0 to 1) is counted as not sure."""
+
+    predictor: Predictor
+    floor: float
+
+    def answer(self, body: bytes, header_length: str | None) -> InferResponse:
+        """Answer one request, see `parse_request`.
+
+        Raises:
+            Refusal: it is not as the protocol or the model has it.
+        """
+        request = parse_request(body, header_length)
+        prediction = self.predictor.predict(request.images)
+        confidences = prediction.probabilities.max(axis=1).tolist()
+        places = prediction.probabilities.argmax(axis=1).tolist()
+        labels = self.predictor.labels
+        count_answers(
+            labels[place] if confidence >= self.floor else None
+            for place, confidence in zip(places, confidences, strict=True)
+        )
+        return write_response(request, prediction, labels)
+
+
+def v2_router(tensors: Tensors, work: Work, load: Load, documented: dict[int | str, Any]) -> APIRouter:
+    """The routes; `documented` are the errors of all routes."""
+    router = APIRouter(tags=["Open Inference Protocol"])
+
+    @router.get("/v2", summary="What this server is")
+    async def server() -> dict[str, Any]:
+        return SERVER
+
+    @router.get("/v2/health/live", summary="Whether the server runs", response_class=Response)
+    async def live() -> Response:
+        return Response()
+
+    async def ready() -> Response:
+        """503 once the server is told to stop, so that nobody sends it more."""
+        return Response(status_code=503 if load.stopping else 200)
+
+    for path in ("/v2/health/ready", f"{MODEL}/ready", f"{VERSIONED}/ready"):
+        router.get(path, summary="Whether the server takes requests", response_class=Response)(ready)
+
+    async def metadata() -> dict[str, Any]:
+        return METADATA
+
+    async def infer(request: Request) -> Response:
+        body, length = await request.body(), request.headers.get(HEADER_LENGTH)
+        if len(body) <= SMALL_BYTES:
+            answer = tensors.answer(body, length)
+        else:
+            answer = await work.run(tensors.answer, body, length)
+        if answer.header_length is None:
+            return Response(answer.body, media_type="application/json")
+        return Response(answer.body, media_type=BINARY, headers={HEADER_LENGTH: str(answer.header_length)})
+
+    infer.__doc__ = (
+        f"uint8 [N, 28, 28], N up to {MAX_BATCH}, white ink on black, to logits and probabilities "
+        f"[N, {CLASSES}]; JSON, or the binary tensor extension. An output's parameter `classification` asks "
+        "for the best classes with their labels. Pixels are taken as they are: `/predict` is for pictures."
+    )
+    for prefix in (MODEL, VERSIONED):
+        router.get(prefix, summary="The model's inputs and outputs")(metadata)
+        router.post(
+            f"{prefix}/infer",
+            summary="Classify a batch of images",
+            response_class=Response,
+            responses={
+                200: {
+                    "description": "The outputs",
+                    "content": {"application/json": {"schema": RESPONSE}, BINARY: {}},
+                },
+                **documented,
+            },
+            openapi_extra={
+                "requestBody": {
+                    "required": True,
+                    "content": {"application/json": {"schema": REQUEST}, BINARY: {}},
+                }
+            },
+        )(infer)
+    return router

@@ -1,0 +1,113 @@
+"""The command line: `mnist serve`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from serve_cli.errors import InputError, needs_extra
+from serve_cli.model_file import find_model
+from serve_cli.process import say
+from serve_cli.runtime import Predictor
+from serve_cli.spec import BUNDLED_MODEL
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        Path,
+        typer.Option(
+            *("--model", "-m"),
+            metavar="M",
+            help="An .onnx file, or the directory of an artifact or run.",
+            show_default="the model in the package",
+        ),
+    ] = BUNDLED_MODEL,
+    host: Annotated[
+        str,
+        typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0 for all of this machine's addresses."),
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="PORT", min=0, max=65535, help="0: any that is free.")] = 8000,
+    workers: Annotated[
+        int, typer.Option(metavar="N", min=1, max=256, help="Processes that answer, one a core.")
+    ] = 1,
+    min_confidence: Annotated[
+        float | None,
+        typer.Option(
+            metavar="P",
+            min=0,
+            max=1,
+            help="Below this, 0 to 1, an answer is 'not sure'.",
+            show_default="the model's own limit",
+        ),
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            envvar="MNIST_API_KEY",
+            help="Answer only those who send it, as Authorization: Bearer KEY or X-API-Key.",
+        ),
+    ] = None,
+    cors: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ORIGIN", help="A site whose pages may ask, as https://example.org; repeatable."
+        ),
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A name of this server that requests may have in their Host header, * for any; repeatable.",
+            show_default="localhost, --host and addresses",
+        ),
+    ] = None,
+    max_body: Annotated[int, typer.Option(metavar="MIB", min=1, max=64, help="Largest request.")] = 16,
+    receive_timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.1, help="Time that a request has to arrive.")
+    ] = 10.0,
+    access_log: Annotated[
+        bool, typer.Option("--access-log/--no-access-log", help="Write a JSON line a request on stderr.")
+    ] = True,
+) -> None:
+    """Serve a page to draw on, and pictures over HTTP.
+
+    POST /predict takes a picture and answers as mnist infer --json does; /v2 is the Open Inference
+    Protocol, as Triton and KServe speak it; /docs describes both, /metrics is for Prometheus. Ctrl-C or
+    SIGTERM stops it when it has answered what it took, within 5 s.
+
+    Example: mnist serve --port 8080
+    """
+    with needs_extra("serve"):
+        from serve_cli.http.server import listen
+        from serve_cli.http.server import serve as serve_here
+        from serve_cli.http.settings import MIB, Settings
+        from serve_cli.http.supervisor import supervise
+    if api_key == "":
+        raise InputError("--api-key is empty: is a variable unset?")
+    settings = Settings(
+        model=find_model(model),
+        host=host,
+        port=port,
+        workers=workers,
+        floor=min_confidence,
+        api_key=api_key,
+        cors=tuple(cors or ()),
+        allowed_hosts=tuple(allowed_host or ()),
+        access_log=access_log,
+        max_body=max_body * MIB,
+        receive_s=receive_timeout,
+    )
+    predictor = Predictor(settings.model)
+    listener = listen(settings)
+    name = "the model in the package" if model == BUNDLED_MODEL else settings.model
+    address, found = listener.getsockname()[:2]
+    place = f"[{address}]" if ":" in address else address
+    say(f"Serving {name} on http://{place}:{found}/ (Ctrl-C stops)")
+    if workers > 1:
+        supervise(settings, listener)
+    else:
+        serve_here(settings, predictor, listener)

@@ -69,9 +69,10 @@ class Predictor:
         """
         if images.dtype != np.uint8 or images.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE):
             raise ValueError(f"images must be uint8 [N, 28, 28], not {images.dtype} {list(images.shape)}")
+        if len(images) <= batch_size:
+            return Prediction(*self._run(images))
         results = [self._run(chunk) for chunk in _chunks(images, batch_size)]
-        logits, probabilities = (np.concatenate(parts) for parts in zip(*results, strict=True))
-        return Prediction(logits, probabilities)
+        return Prediction(*(np.concatenate(parts) for parts in zip(*results, strict=True)))
 
     def _check_temperature(self) -> None:
         """Compare the temperature in the graph with the contract's, by the answer to a black picture.
@@ -98,7 +99,7 @@ class Predictor:
 
 
 def _chunks(images: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    for start in range(0, max(len(images), 1), size):
+    for start in range(0, len(images), size):
         yield images[start : start + size]
 
 

@@ -10,12 +10,13 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from serve_cli.http.docs import docs_page
-from serve_cli.http.guard import Guard, Load
-from serve_cli.http.predict import Reader, predict_router
+from serve_cli.http.guard import App, Guard, Load
+from serve_cli.http.predict import Reader, add_predict
 from serve_cli.http.refusal import Refusal, answer_failure, answer_refusal, to_response
 from serve_cli.http.settings import Settings
+from serve_cli.http.shortcut import Shortcut
 from serve_cli.http.telemetry import METRICS_TYPE, Log, metrics
-from serve_cli.http.v2 import HEADER_LENGTH, Tensors, v2_router
+from serve_cli.http.v2 import HEADER_LENGTH, Tensors, add_about, add_infer
 from serve_cli.http.work import Work
 from serve_cli.runtime import Predictor
 from serve_cli.spec import floor_of
@@ -26,6 +27,13 @@ PAGE = {
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
 }
 """The page's files by their paths, and their types."""
+
+PAGE_HEADERS = {
+    "Cache-Control": "no-cache",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
 
 ERROR = {
     "application/json": {
@@ -62,23 +70,27 @@ def create_app(settings: Settings, predictor: Predictor, log: Log) -> tuple[Guar
     )
     load, work = Load(), Work()
     floor = floor_of(predictor.calibration) if settings.floor is None else settings.floor
-    app.include_router(predict_router(Reader(predictor, floor), work, ERRORS))
-    app.include_router(v2_router(Tensors(predictor, floor), work, load, ERRORS))
+    endpoints = {
+        **add_predict(app, Reader(predictor, floor), work, ERRORS),
+        **add_infer(app, Tensors(predictor, floor), work, ERRORS),
+    }
+    add_about(app, load)
     _add_metrics(app)
     _add_page(app)
     app.add_exception_handler(StarletteHTTPException, answer_refusal)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_exception_handler(Exception, answer_failure)
+    served: App = Shortcut(app, endpoints)
     if settings.cors:
-        app.add_middleware(
-            CORSMiddleware,
+        served = CORSMiddleware(
+            served,
             allow_origins=settings.cors,
             allow_methods=["GET", "POST"],
             allow_headers=["authorization", "content-type", "x-api-key", "x-request-id", HEADER_LENGTH],
             expose_headers=["x-request-id", HEADER_LENGTH, "retry-after"],
         )
     routes = frozenset(path for route in app.routes if (path := getattr(route, "path", None)))
-    return Guard(app, settings, routes, log, load), work
+    return Guard(served, settings, routes, log, load), work
 
 
 def _add_metrics(app: FastAPI) -> None:
@@ -107,7 +119,7 @@ def _add_page(app: FastAPI) -> None:
 
 def _file(content: bytes, kind: str) -> Any:
     async def answer() -> Response:
-        return Response(content, media_type=kind, headers={"Cache-Control": "no-cache"})
+        return Response(content, media_type=kind, headers=PAGE_HEADERS)
 
     return answer
 

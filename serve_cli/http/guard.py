@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 
 from serve_cli.http.refusal import Refusal, busy, failure, to_response
 from serve_cli.http.settings import MIB, Settings
-from serve_cli.http.telemetry import LATENCY, LONGEST_PATH, REQUESTS, Log
+from serve_cli.http.telemetry import LONGEST_PATH, Log, count_request
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -23,18 +23,17 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+CSP = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""What a page may do: load what lies beside it, draw, ask this server, and nothing else, in no other page."""
+
 HEADERS = [
-    (
-        b"content-security-policy",
-        b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
-        b"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    ),
+    (b"content-security-policy", CSP.encode()),
     (b"x-content-type-options", b"nosniff"),
-    (b"x-frame-options", b"DENY"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"cross-origin-opener-policy", b"same-origin"),
 ]
-"""Of every response. What a page may do: load what lies beside it, draw, ask this server, nothing else."""
+"""Of every response."""
 
 CLOSE = (b"connection", b"close")
 
@@ -209,8 +208,7 @@ class Exchange:
         self._guard.load.held -= self._received
         path = self._scope["path"]
         route = path if path in self._guard.routes else OTHER
-        REQUESTS.labels(route, str(self.status)).inc()
-        LATENCY.labels(route).observe(seconds)
+        count_request(route, self.status, seconds)
         self._guard.log.access(
             request_id=self.id,
             client=(self._scope.get("client") or ("",))[0],

@@ -2,14 +2,16 @@
 
 import json
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import FastAPI, Request, Response
+from pydantic import BaseModel, Field, ValidationError
 from starlette.datastructures import UploadFile
 
 from serve_cli.answer import Answer
 from serve_cli.errors import InputError
 from serve_cli.http.refusal import Refusal
+from serve_cli.http.shortcut import Endpoints
 from serve_cli.http.telemetry import count_answers
 from serve_cli.http.work import Work, is_small
 from serve_cli.infer import STDIN, take_raw
@@ -17,6 +19,8 @@ from serve_cli.picture import decode
 from serve_cli.preprocess import to_mnist
 from serve_cli.runtime import Predictor
 from serve_cli.spec import CLASSES, IMAGE_SIZE, Preprocess
+
+PATH = "/predict"
 
 NAME = "the picture"
 """What errors call it."""
@@ -60,6 +64,50 @@ ANSWER = {
 }
 
 
+class Options(BaseModel):
+    """What the query says.
+
+    FastAPI would read it, too, but takes as long over none as the net over a picture.
+    """
+
+    top_k: int = Field(default=1, ge=1, le=CLASSES, description="How many labels, best first.")
+    min_confidence: float | None = Field(
+        default=None, ge=0, le=1, description="Below this the answer is not sure."
+    )
+    preprocess: Preprocess = Field(
+        default=Preprocess.AUTO, description="raw: the picture is 28x28, white ink on black."
+    )
+    pixels: bool = Field(default=False, description="Add what the net saw.")
+
+    @classmethod
+    def of(cls, request: Request) -> "Options":
+        """The options of a request.
+
+        Raises:
+            Refusal: one is not as documented.
+        """
+        if not request.scope["query_string"]:
+            return DEFAULTS
+        try:
+            return cls.model_validate(dict(request.query_params))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            name = ".".join(str(part) for part in first["loc"])
+            raise Refusal(400, f"{name}: {first['msg']}", "parameter") from error
+
+    @classmethod
+    def documented(cls) -> list[dict[str, Any]]:
+        """The parameters, as OpenAPI describes them."""
+        schema = cls.model_json_schema()
+        return [
+            {"name": name, "in": "query", "description": about.pop("description"), "schema": about}
+            for name, about in schema["properties"].items()
+        ]
+
+
+DEFAULTS = Options.model_validate({})
+
+
 @dataclass(frozen=True)
 class Reader:
     """Reads pictures with a model; below the confidence `floor` (0 to 1) it is not sure."""
@@ -67,12 +115,14 @@ class Reader:
     predictor: Predictor
     floor: float
 
-    def read(self, data: bytes, file: str, *, raw: bool, floor: float | None) -> Answer:
+    def read(self, data: bytes, file: str, options: "Options") -> Answer:
         """Answer the bytes of a picture file called `file`.
 
         Raises:
             Refusal: it is no picture that can be read.
         """
+        raw = options.preprocess == Preprocess.RAW
+        floor = self.floor if options.min_confidence is None else options.min_confidence
         try:
             grey = decode(data, NAME)
             if raw and grey.shape != (IMAGE_SIZE, IMAGE_SIZE):
@@ -81,17 +131,15 @@ class Reader:
         except InputError as error:
             raise Refusal(400, str(error), "picture") from error
         probabilities = self.predictor.predict(picture.pixels[None]).probabilities[0]
-        return Answer.of(
-            file, picture, probabilities, self.predictor.labels, floor=self.floor if floor is None else floor
-        )
+        return Answer.of(file, picture, probabilities, self.predictor.labels, floor=floor)
 
 
-def predict_router(reader: Reader, work: Work, documented: dict[int | str, Any]) -> APIRouter:
-    """The route; `documented` are the errors of all routes."""
-    router = APIRouter(tags=["pictures"])
+def add_predict(app: FastAPI, reader: Reader, work: Work, documented: dict[int | str, Any]) -> Endpoints:
+    """Add the route; `documented` are the errors of all routes."""
 
-    @router.post(
-        "/predict",
+    @app.post(
+        PATH,
+        tags=["pictures"],
         summary="Read the digit in a picture",
         description="Any size, colour and polarity; the digit is cropped, scaled and centred.",
         response_class=Response,
@@ -99,32 +147,22 @@ def predict_router(reader: Reader, work: Work, documented: dict[int | str, Any])
             200: {"description": "The answer", "content": {"application/json": {"schema": ANSWER}}},
             **documented,
         },
-        openapi_extra={"requestBody": BODY},
+        openapi_extra={"parameters": Options.documented(), "requestBody": BODY},
     )
-    async def predict(
-        request: Request,
-        top_k: Annotated[int, Query(ge=1, le=CLASSES, description="How many labels, best first.")] = 1,
-        min_confidence: Annotated[
-            float | None, Query(ge=0, le=1, description="Below this the answer is not sure.")
-        ] = None,
-        preprocess: Annotated[
-            Preprocess, Query(description="raw: the picture is 28x28, white ink on black.")
-        ] = Preprocess.AUTO,
-        pixels: Annotated[bool, Query(description="Add what the net saw.")] = False,
-    ) -> Response:
+    async def predict(request: Request) -> Response:
+        options = Options.of(request)
         file, data = await _picture(request)
-        raw = preprocess == Preprocess.RAW
         if is_small(data):
-            answer = reader.read(data, file, raw=raw, floor=min_confidence)
+            answer = reader.read(data, file, options)
         else:
-            answer = await work.run(reader.read, data, file, raw=raw, floor=min_confidence)
+            answer = await work.run(reader.read, data, file, options)
         count_answers([answer.label])
-        result = answer.to_dict(top_k)
-        if pixels:
+        result = answer.to_dict(options.top_k)
+        if options.pixels:
             result |= {"labels": answer.labels, "pixels": answer.picture.pixels.tolist()}
         return Response(json.dumps(result), media_type="application/json")
 
-    return router
+    return {PATH: predict}
 
 
 async def _picture(request: Request) -> tuple[str, bytes]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import h11
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from serve_cli.http.guard import HEADERS, Guard
 from serve_cli.http.refusal import error_body
@@ -34,6 +34,33 @@ class Deadline:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+class Packed:
+    """A transport that sends what there is of a response, headers and body, in one call and one packet."""
+
+    def __init__(self, transport: asyncio.Transport, cycle: RequestResponseCycle) -> None:
+        self._transport, self._cycle = transport, cycle
+        self._held: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        """Hold the parts of a response until it is complete; "100 Continue" goes out at once."""
+        self._held.append(data)
+        if self._cycle.response_complete or not self._cycle.response_started:
+            self._flush()
+
+    def close(self) -> None:
+        """Close when all is sent."""
+        self._flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        """Whether nothing more can be sent."""
+        return self._transport.is_closing()
+
+    def _flush(self) -> None:
+        self._transport.write(b"".join(self._held))
+        self._held.clear()
 
 
 class Protocol(H11Protocol):
@@ -73,6 +100,7 @@ class Protocol(H11Protocol):
         if self.cycle is not before:
             self._guard.load.arrived += 1
             self.cycle.keep_alive = not self.stopping
+            self.cycle.transport = cast(asyncio.Transport, Packed(self.transport, self.cycle))
         if self.conn.their_state in WHOLE:
             self._arrival.met()
 

@@ -8,7 +8,8 @@ import time
 import traceback
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any, TextIO
+from functools import cache, lru_cache
+from typing import Any
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -48,10 +49,32 @@ def metrics() -> bytes:
     return generate_latest(registry)
 
 
+@cache
+def _answered(label: object) -> Counter:
+    return ANSWERS.labels(NOT_SURE if label is None else str(label))
+
+
+@cache
+def _requested(route: str, status: int) -> tuple[Counter, Histogram]:
+    return REQUESTS.labels(route, str(status)), LATENCY.labels(route)
+
+
 def count_answers(labels: Iterable[object]) -> None:
     """Count images by their labels; None stands for not sure."""
     for label in labels:
-        ANSWERS.labels(NOT_SURE if label is None else str(label)).inc()
+        _answered(label).inc()
+
+
+def count_request(route: str, status: int, seconds: float) -> None:
+    """Count a request by its path, one of a known few, and its status, and note how long it took."""
+    requests, latency = _requested(route, status)
+    requests.inc()
+    latency.observe(seconds)
+
+
+@lru_cache(1)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 class Log(logging.Handler):
@@ -64,7 +87,7 @@ class Log(logging.Handler):
     def __init__(self, *, access: bool) -> None:
         super().__init__()
         self._access = access
-        self._stream = _own(sys.stderr)
+        self._file = os.dup(sys.stderr.fileno())
 
     def catch_all(self) -> None:
         """Take over what libraries log."""
@@ -73,9 +96,9 @@ class Log(logging.Handler):
     def write(self, **fields: Any) -> None:
         """Write one event with the time, UTC."""
         now = time.time()
-        stamp = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now))}.{int(now % 1 * 1000):03}Z"
-        with suppress(OSError, ValueError):
-            self._stream.write(json.dumps({"time": stamp, **fields}) + "\n")
+        line = {"time": f"{_second(int(now))}.{int(now % 1 * 1000):03}Z", **fields}
+        with suppress(OSError):
+            os.write(self._file, json.dumps(line).encode() + b"\n")
 
     def access(self, **fields: Any) -> None:
         """Write one request, if that is wanted."""
@@ -92,11 +115,3 @@ class Log(logging.Handler):
             self.failure(record.exc_info[1], message=record.getMessage().strip())
         else:
             self.write(level=record.levelname.lower(), message=record.getMessage().strip())
-
-
-def _own(stream: TextIO) -> TextIO:
-    """The same file under another descriptor, flushed at each line."""
-    try:
-        return os.fdopen(os.dup(stream.fileno()), "w", buffering=1, encoding="utf-8")
-    except (OSError, ValueError):  # a stream in memory
-        return stream

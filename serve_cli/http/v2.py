@@ -1,12 +1,14 @@
 """The routes of the Open Inference Protocol, version 2, which Triton's and KServe's clients speak."""
 
 from dataclasses import dataclass
+from enum import Enum
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import FastAPI, Request, Response
 
 from serve_cli.http.guard import Load
+from serve_cli.http.shortcut import Endpoints
 from serve_cli.http.telemetry import count_answers
 from serve_cli.http.tensors import (
     DATATYPES,
@@ -26,6 +28,7 @@ HEADER_LENGTH = "inference-header-content-length"
 
 MODEL = f"/v2/models/{MODEL_NAME}"
 VERSIONED = f"{MODEL}/versions/{MODEL_VERSION}"
+TAGS: list[str | Enum] = ["Open Inference Protocol"]
 BINARY = "application/octet-stream"
 
 SERVER = {
@@ -127,15 +130,14 @@ class Tensors:
         return write_response(request, prediction, labels)
 
 
-def v2_router(tensors: Tensors, work: Work, load: Load, documented: dict[int | str, Any]) -> APIRouter:
-    """The routes; `documented` are the errors of all routes."""
-    router = APIRouter(tags=["Open Inference Protocol"])
+def add_about(app: FastAPI, load: Load) -> None:
+    """Add the routes that say what there is and how it is."""
 
-    @router.get("/v2", summary="What this server is")
+    @app.get("/v2", summary="What this server is", tags=TAGS)
     async def server() -> dict[str, Any]:
         return SERVER
 
-    @router.get("/v2/health/live", summary="Whether the server runs", response_class=Response)
+    @app.get("/v2/health/live", summary="Whether the server runs", tags=TAGS, response_class=Response)
     async def live() -> Response:
         return Response()
 
@@ -144,10 +146,17 @@ def v2_router(tensors: Tensors, work: Work, load: Load, documented: dict[int | s
         return Response(status_code=503 if load.stopping else 200)
 
     for path in ("/v2/health/ready", f"{MODEL}/ready", f"{VERSIONED}/ready"):
-        router.get(path, summary="Whether the server takes requests", response_class=Response)(ready)
+        app.get(path, summary="Whether the server takes requests", tags=TAGS, response_class=Response)(ready)
 
     async def metadata() -> dict[str, Any]:
         return METADATA
+
+    for path in (MODEL, VERSIONED):
+        app.get(path, summary="The model's inputs and outputs", tags=TAGS)(metadata)
+
+
+def add_infer(app: FastAPI, tensors: Tensors, work: Work, documented: dict[int | str, Any]) -> Endpoints:
+    """Add the routes that infer; `documented` are the errors of all routes."""
 
     async def infer(request: Request) -> Response:
         body, length = await request.body(), request.headers.get(HEADER_LENGTH)
@@ -164,10 +173,11 @@ def v2_router(tensors: Tensors, work: Work, load: Load, documented: dict[int | s
         f"[N, {CLASSES}]; JSON, or the binary tensor extension. An output's parameter `classification` asks "
         "for the best classes with their labels. Pixels are taken as they are: `/predict` is for pictures."
     )
-    for prefix in (MODEL, VERSIONED):
-        router.get(prefix, summary="The model's inputs and outputs")(metadata)
-        router.post(
-            f"{prefix}/infer",
+    paths = (f"{MODEL}/infer", f"{VERSIONED}/infer")
+    for path in paths:
+        app.post(
+            path,
+            tags=TAGS,
             summary="Classify a batch of images",
             response_class=Response,
             responses={
@@ -184,4 +194,4 @@ def v2_router(tensors: Tensors, work: Work, load: Load, documented: dict[int | s
                 }
             },
         )(infer)
-    return router
+    return dict.fromkeys(paths, infer)

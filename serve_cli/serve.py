@@ -1,5 +1,7 @@
 """The command line: `mnist serve`."""
 
+import os
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +12,10 @@ from serve_cli.model_file import find_model
 from serve_cli.process import say
 from serve_cli.runtime import Predictor
 from serve_cli.spec import BUNDLED_MODEL
+
+KEY_VARIABLE = "MNIST_API_KEY"
+
+ORIGIN = re.compile(r"https?://[^/\s*]+")
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -47,7 +53,7 @@ def serve(
         str | None,
         typer.Option(
             metavar="KEY",
-            envvar="MNIST_API_KEY",
+            envvar=KEY_VARIABLE,
             help="Answer only those who send it, as Authorization: Bearer KEY or X-API-Key.",
         ),
     ] = None,
@@ -82,12 +88,17 @@ def serve(
     Example: mnist serve --port 8080
     """
     with needs_extra("serve"):
+        import python_multipart  # noqa: F401  Starlette asks for it when the first form arrives
+
         from serve_cli.http.server import listen
         from serve_cli.http.server import serve as serve_here
         from serve_cli.http.settings import MIB, Settings
         from serve_cli.http.supervisor import supervise
-    if api_key == "":
-        raise InputError("--api-key is empty: is a variable unset?")
+    if api_key == "" or os.environ.get(KEY_VARIABLE) == "":  # typer takes an empty variable for none
+        raise InputError(f"--api-key, or {KEY_VARIABLE}, is empty: set a key, or take it away")
+    for site in cors or ():
+        if not ORIGIN.fullmatch(site):
+            raise InputError(f"--cors {site} is not an origin: name one as https://example.org")
     settings = Settings(
         model=find_model(model),
         host=host,

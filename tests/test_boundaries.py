@@ -23,7 +23,7 @@ TRAINING_ONLY = (
     "safetensors",
 )
 PIP = "pip install 'mnist-toolkit[train]'"
-COMMANDS = ("train", "export", "verify", "evaluate", "bench", "infer", "info")
+COMMANDS = ("train", "export", "verify", "evaluate", "bench", "serve", "infer", "info")
 
 Without = Callable[..., subprocess.CompletedProcess[str]]
 

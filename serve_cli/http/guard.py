@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from typing import Any
 
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -48,14 +48,17 @@ READING = frozenset({"GET", "HEAD", "OPTIONS"})
 REQUEST_ID = re.compile(rb"[\w.:/+=-]{1,128}", re.ASCII)
 """A client's own X-Request-ID that is taken over."""
 
-MAX_WAITING = 256
-"""Requests that have arrived and wait for their turn: a tenth of a second's work. More are refused."""
+MAX_WAITING = 64
+"""Requests that have arrived and wait for their turn: hundredths of a second. More are refused."""
 
 MAX_HELD = 256 * MIB
 """Bytes of all bodies together."""
 
 LEFT = 499
 """In log and metrics, the status of a request whose client went away; nginx calls it so."""
+
+LOCAL = ("localhost", "127.0.0.1", "[::1]")
+PORT = re.compile(r":\d*\Z", re.ASCII)
 
 OTHER = "other"
 """In metrics, the route of all paths that there are not."""
@@ -91,7 +94,7 @@ class Guard:
 
     def __post_init__(self) -> None:
         self._key = (self.settings.api_key or "").encode()
-        self._hosts = allowed_hosts(self.settings)
+        self._hosts = Hosts(self.settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, whatever happens."""
@@ -117,7 +120,7 @@ class Guard:
             Refusal: it is not for this server, not from its page, without its key, too large, or too much.
         """
         path, host = scope["path"], headers.get(b"host", b"")
-        if not self._is_ours(host):
+        if host not in self._hosts:
             name = host.decode("latin-1")
             raise Refusal(421, f"{name!r} is not served here: see mnist serve --allowed-host", "host")
         if scope["method"] not in READING and not self._may_post(headers.get(b"origin"), host):
@@ -138,11 +141,6 @@ class Guard:
         """What a body gets that is larger than it may be."""
         limit = self.settings.max_body / MIB
         return Refusal(413, f"the body has more than {limit:g} MiB: send a smaller picture", "too large")
-
-    def _is_ours(self, host: bytes) -> bool:
-        """Whether the Host header names this server: a site that points its own name here gets nothing."""
-        name = PORT.sub("", host.decode("latin-1")).lower()
-        return bool({name, "*"} & self._hosts) or (ANY_ADDRESS in self._hosts and is_ip(name))
 
     def _may_post(self, origin: bytes | None, host: bytes) -> bool:
         if origin is None:
@@ -221,29 +219,27 @@ class Exchange:
         )
 
 
-# Hosts
+class Hosts:
+    """What a Host header may say: names of this machine, and on other interfaces than loopback any address.
 
-PORT = re.compile(r":\d*\Z", re.ASCII)
-
-ANY_ADDRESS = "any address"
-LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]"})
-
-
-def allowed_hosts(settings: Settings) -> frozenset[str]:
-    """What a Host header may say: this machine's names; on other interfaces than loopback, any address, too.
-
-    An address is no name, and only names can be made to point somewhere else.
+    A site can point a name of its own to this machine, and then its pages may read what comes back; an
+    address it cannot. Source: "DNS rebinding", https://en.wikipedia.org/wiki/DNS_rebinding
     """
-    given = {name.lower() for name in settings.allowed_hosts}
-    if settings.host in ("localhost", "127.0.0.1", "::1"):
-        return LOCAL | given
-    return LOCAL | given | {ANY_ADDRESS, settings.host.lower(), socket.gethostname().lower()}
+
+    def __init__(self, settings: Settings) -> None:
+        self._names = {*LOCAL, *(name.lower() for name in settings.allowed_hosts)}
+        self._addresses = settings.host not in ("localhost", "127.0.0.1", "::1")
+        if self._addresses:
+            self._names |= {settings.host.lower(), socket.gethostname().lower()}
+
+    def __contains__(self, header: bytes) -> bool:
+        name = PORT.sub("", header.decode("latin-1")).lower()
+        return name in self._names or "*" in self._names or (self._addresses and is_address(name))
 
 
-def is_ip(name: str) -> bool:
+def is_address(name: str) -> bool:
     """Whether `name` is an IP address, an IPv6 one in brackets."""
     try:
-        ip_address(name.strip("[]"))
+        return isinstance(ip_address(name.strip("[]")), IPv6Address) == name.startswith("[")
     except ValueError:
         return False
-    return True

@@ -64,7 +64,7 @@ ANSWER = {
 }
 
 
-class Options(BaseModel):
+class Options(BaseModel, extra="forbid", allow_inf_nan=False):
     """What the query says.
 
     FastAPI would read it, too, but takes as long over none as the net over a picture.

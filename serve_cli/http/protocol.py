@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import h11
-from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from serve_cli.http.guard import HEADERS, Guard
 from serve_cli.http.refusal import error_body
@@ -22,12 +22,13 @@ class Deadline:
     """Calls a function unless it is met in time; it can be set again."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, missed: Callable[[], None]) -> None:
-        self._loop, self._seconds, self._missed = loop, seconds, missed
+        self._loop, self._seconds, self._call = loop, seconds, missed
         self._timer: asyncio.TimerHandle | None = None
+        self.missed = False
 
     def set(self) -> None:
         """Begin; one that has begun already stays as it is."""
-        self._timer = self._timer or self._loop.call_later(self._seconds, self._missed)
+        self._timer = self._timer or self._loop.call_later(self._seconds, self._miss)
 
     def met(self) -> None:
         """What was awaited has come."""
@@ -35,12 +36,16 @@ class Deadline:
             self._timer.cancel()
             self._timer = None
 
+    def _miss(self) -> None:
+        self.missed = True
+        self._call()
+
 
 class Packed:
     """A transport that sends what there is of a response, headers and body, in one call and one packet."""
 
-    def __init__(self, transport: asyncio.Transport, cycle: RequestResponseCycle) -> None:
-        self._transport, self._cycle = transport, cycle
+    def __init__(self, protocol: "Protocol") -> None:
+        self._transport, self._cycle, self._end = protocol.transport, protocol.cycle, protocol.end
         self._held: list[bytes] = []
 
     def write(self, data: bytes) -> None:
@@ -52,7 +57,7 @@ class Packed:
     def close(self) -> None:
         """Close when all is sent."""
         self._flush()
-        self._transport.close()
+        self._end()
 
     def is_closing(self) -> bool:
         """Whether nothing more can be sent."""
@@ -70,6 +75,7 @@ class Protocol(H11Protocol):
     """
 
     stopping = False
+    _ended = False
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
@@ -89,6 +95,8 @@ class Protocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take what arrived; unless it ends a request, expect the rest."""
+        if self._ended:
+            return
         super().data_received(data)
         if self.conn.their_state not in WHOLE and not self.transport.is_closing():
             self._arrival.set()
@@ -100,7 +108,7 @@ class Protocol(H11Protocol):
         if self.cycle is not before:
             self._guard.load.arrived += 1
             self.cycle.keep_alive = not self.stopping
-            self.cycle.transport = cast(asyncio.Transport, Packed(self.transport, self.cycle))
+            self.cycle.transport = cast(asyncio.Transport, Packed(self))
         if self.conn.their_state in WHOLE:
             self._arrival.met()
 
@@ -134,6 +142,9 @@ class Protocol(H11Protocol):
         return answering
 
     def _give_up(self) -> None:
+        if self._ended:
+            self.transport.close()
+            return
         if self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]:
             self.transport.close()  # it never sent anything
         else:
@@ -164,7 +175,21 @@ class Protocol(H11Protocol):
             for event in (response, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         self._guard.log.access(client=(self.client or ("",))[0], status=status, reason=reason)
-        self.transport.close()
+        self.end()
+
+    def end(self) -> None:
+        """Close; where more of a request may come, first take and drop it, until the deadline.
+
+        Closed at once, the connection would be reset, and with it the answer, before the client has read it.
+        """
+        if self.transport.is_closing():
+            return
+        self._ended = True
+        if self.conn.their_state in WHOLE or self._arrival.missed:
+            self.transport.close()
+        else:
+            self._arrival.set()
+            self.transport.write_eof()
 
     # Stopping
 

@@ -291,7 +291,7 @@ async function converse(job, signal) {
   if (!response) fail(job.picture && !(await isReadable(job.picture)) ? CLOSED : SILENT);
   else if (response.status === 401) lock(answer.error);
   else if (!response.ok) refuse(job, response, answer);
-  else if (answer.probabilities) show(answer, job.final);
+  else if (answer.pixels) show(answer, job.final);
   else fail("What the server answers cannot be read");
 }
 

@@ -1,0 +1,125 @@
+"""`mnist serve` as a command: what it says, what it refuses, several processes."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.command import Mnist
+from tests.serve_cli.http.serving import PATIENCE_S, serving
+
+
+def test_it_says_where_it_serves() -> None:
+    command = [sys.executable, "-m", "serve_cli.app", "serve", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        line = process.stdout.readline()
+        process.terminate()
+        out, err = process.communicate(timeout=PATIENCE_S)
+    assert line.startswith("Serving the model in the package on http://127.0.0.1:")
+    assert line.endswith(" (Ctrl-C stops)\n")
+    assert (out, err, process.returncode) == ("", "", 0)
+
+
+def test_a_model_can_be_named(artifact: Path, picture: bytes) -> None:
+    with serving("--model", artifact) as served:
+        assert served.ask("/predict", picture).json["label"] == 7
+
+
+def test_a_port_that_is_taken_is_refused(mnist: Mnist) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        mnist("serve", "--port", port).assert_refused(f"127.0.0.1 port {port}", "in use", "--port")
+
+
+def test_an_address_of_another_machine_is_refused(mnist: Mnist) -> None:
+    mnist("serve", "--host", "192.0.2.1", "--port", 0).assert_refused("cannot listen on 192.0.2.1 port 0")
+
+
+def test_a_model_that_is_missing_or_damaged_is_refused(mnist: Mnist, artifact: Path, tmp_path: Path) -> None:
+    mnist("serve", "--model", tmp_path / "none.onnx").assert_refused("none.onnx")
+    damaged = tmp_path / "model.onnx"
+    damaged.write_bytes((artifact / "model.onnx").read_bytes()[:-1000])
+    mnist("serve", "--model", damaged).assert_refused(str(damaged))
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (("--port", 70000), "--port"),
+        (("--workers", 0), "--workers"),
+        (("--min-confidence", 2), "--min-confidence"),
+        (("--max-body", 0), "--max-body"),
+        (("--receive-timeout", 0), "--receive-timeout"),
+        (("--receive-timeout", "nan"), "--receive-timeout"),
+        (("--api-key", ""), "MNIST_API_KEY"),
+        (("--cors", "*"), "--cors"),
+        (("--cors", "https://example.org/page"), "--cors"),
+    ],
+)
+def test_wrong_options_are_refused(mnist: Mnist, options: tuple[object, ...], part: str) -> None:
+    mnist("serve", *options).assert_refused(part)
+
+
+def test_an_empty_variable_is_no_key(mnist: Mnist, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MNIST_API_KEY", "")
+    mnist("serve").assert_refused("MNIST_API_KEY", "empty")
+
+
+def test_the_key_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, picture: bytes) -> None:
+    monkeypatch.setenv("MNIST_API_KEY", "secret")
+    with serving() as served:
+        assert served.ask("/predict", picture).status == 401
+        assert served.ask("/predict", picture, x_api_key="secret").status == 200
+
+
+@pytest.mark.parametrize("missing", ["fastapi", "uvicorn", "prometheus_client", "python_multipart"])
+def test_without_the_extra_the_pip_command_is_named(missing: str) -> None:
+    blocked = f"import sys; sys.modules[{missing!r}] = None; from serve_cli.app import main; main()"
+    command = [sys.executable, "-c", blocked, "serve"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "pip install 'mnist-toolkit[serve]'" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_worker_that_ends_is_replaced(picture: bytes) -> None:
+    with serving("--workers", 2) as served:
+        parent = psutil.Process(served.process.pid)
+        served.ask("/predict", picture)
+        first = workers(parent)
+        assert len(first) == 2
+        os.kill(first[0].pid, signal.SIGKILL)
+        wait_until(lambda: len(workers(parent)) == 2 and first[0] not in workers(parent))
+        assert {served.ask("/predict", picture).json["label"] for _ in range(20)} == {7}
+        assert served.stop() == 0
+        assert f"a worker ended ({-signal.SIGKILL})" in served.log.read_text()
+
+
+def test_workers_end_with_their_parent() -> None:
+    with serving("--workers", 2) as served:
+        served.ask("/v2")
+        left = workers(psutil.Process(served.process.pid))
+        served.process.kill()
+        _, alive = psutil.wait_procs(left, timeout=PATIENCE_S)
+        assert alive == []
+
+
+def workers(parent: psutil.Process) -> list[psutil.Process]:
+    """The processes that serve; multiprocessing has a helper of its own, which does not."""
+    return [child for child in parent.children() if "resource_tracker" not in " ".join(child.cmdline())]
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Wait for something that takes as long as it takes."""
+    end = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)

@@ -1,0 +1,75 @@
+"""What operators see: metrics and log."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.serve_cli.http.serving import Served, png, serving
+
+
+def samples(served: Served) -> dict[tuple[str, ...], float]:
+    """The server's own metrics, by name and the values of their labels."""
+    reply = served.ask("/metrics")
+    assert reply.headers["content-type"].startswith("text/plain; version=")
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(reply.body.decode())
+        for sample in family.samples
+        if family.name.startswith("mnist")
+    }
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_requests_answers_and_refusals_are_counted(picture: bytes, workers: int) -> None:
+    with serving("--workers", workers) as served:
+        for _ in range(6):
+            served.ask("/predict", picture)
+        served.ask("/predict", png(np.zeros((28, 28), np.uint8)))
+        served.ask("/predict", b"no picture")
+        served.ask("/nothing/here")
+        served.ask("/predict", picture, origin="https://evil.example")
+        found = samples(served)
+    assert found["mnist_requests_total", "/predict", "200"] == 7
+    assert found["mnist_requests_total", "/predict", "400"] == 1
+    assert found["mnist_requests_total", "/predict", "403"] == 1
+    assert found["mnist_requests_total", "other", "404"] == 1
+    assert found["mnist_request_seconds_count", "/predict"] == 9
+    assert found["mnist_answers_total", "7"] == 6
+    assert found["mnist_answers_total", "not sure"] == 1
+    assert found["mnist_refused_total", "picture"] == 1
+    assert found["mnist_refused_total", "origin"] == 1
+
+
+def test_images_of_the_protocol_are_counted(digit: np.ndarray) -> None:
+    tensor = {"name": "image", "datatype": "UINT8", "shape": [3, 28, 28], "data": [digit.tolist()] * 3}
+    with serving() as served:
+        assert served.ask("/v2/models/mnist/infer", json.dumps({"inputs": [tensor]}).encode()).status == 200
+        assert samples(served)["mnist_answers_total", "7"] == 3
+
+
+def test_each_request_is_a_line(picture: bytes) -> None:
+    with serving() as served:
+        served.ask("/predict", picture, x_request_id="mine")
+        served.send(b"nonsense\r\n\r\n")
+        request, nonsense = served.lines()
+    assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", request.pop("time"))
+    assert 0 < request.pop("seconds") < 60
+    assert request.pop("bytes_out") > 300
+    assert request == {
+        "request_id": "mine",
+        "client": "127.0.0.1",
+        "method": "POST",
+        "path": "/predict",
+        "status": 200,
+        "bytes_in": len(picture),
+    }
+    assert (nonsense["status"], nonsense["client"]) == (400, "127.0.0.1")
+
+
+def test_the_log_can_be_left_out(picture: bytes) -> None:
+    with serving("--no-access-log") as served:
+        served.ask("/predict", picture)
+        assert served.lines() == []

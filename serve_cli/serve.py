@@ -117,8 +117,11 @@ def serve(
     name = "the model in the package" if model == BUNDLED_MODEL else settings.model
     address, found = listener.getsockname()[:2]
     place = f"[{address}]" if ":" in address else address
-    say(f"Serving {name} on http://{place}:{found}/ (Ctrl-C stops)")
+
+    def started() -> None:
+        say(f"Serving {name} on http://{place}:{found}/ (Ctrl-C stops)")
+
     if workers > 1:
-        supervise(settings, listener)
+        supervise(settings, listener, started)
     else:
-        serve_here(settings, predictor, listener)
+        serve_here(settings, predictor, listener, started)

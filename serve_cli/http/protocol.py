@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any, cast
 
 import h11
@@ -171,7 +172,9 @@ class Protocol(H11Protocol):
                 (b"connection", b"close"),
                 *HEADERS,
             ]
-            response = h11.Response(status_code=status, headers=headers)
+            response = h11.Response(
+                status_code=status, headers=headers, reason=HTTPStatus(status).phrase.encode()
+            )
             for event in (response, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         self._guard.log.access(client=(self.client or ("",))[0], status=status, reason=reason)

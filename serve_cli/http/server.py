@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import cast
 
@@ -31,6 +32,15 @@ STEP_S = 0.02
 
 class Server(uvicorn.Server):
     """uvicorn's server, but it stops in time whatever its clients do, and loses no request that it took."""
+
+    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._tell = started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to serve; only now a signal ends it as it should."""
+        await super().startup(sockets)
+        self._tell()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop; at a second Ctrl-C at once."""
@@ -111,8 +121,13 @@ def listen(settings: Settings) -> socket.socket:
     return listener
 
 
-def serve(settings: Settings, predictor: Predictor, listener: socket.socket) -> None:
-    """Serve `predictor` until SIGTERM or Ctrl-C; the process ends here if a picture is still read."""
+def serve(
+    settings: Settings, predictor: Predictor, listener: socket.socket, started: Callable[[], None]
+) -> None:
+    """Serve `predictor` until SIGTERM or Ctrl-C; the process ends here if a picture is still read.
+
+    `started` is called when it serves.
+    """
     log = Log(access=settings.access_log)
     log.catch_all()
     guard, work = create_app(settings, predictor, log)
@@ -128,7 +143,7 @@ def serve(settings: Settings, predictor: Predictor, listener: socket.socket) -> 
         server_header=False,
         backlog=BACKLOG,
     )
-    Server(config).run([listener])
+    Server(config, started).run([listener])
     work.close()
     if work.under_way:  # the interpreter would wait for the threads
         sys.stdout.flush()

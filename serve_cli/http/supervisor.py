@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
@@ -30,11 +30,12 @@ CONTEXT = multiprocessing.get_context("spawn")
 """A fork would share onnxruntime's threads and locks and prometheus' files with this process."""
 
 
-def supervise(settings: Settings, listener: socket.socket) -> None:
-    """Serve with `settings.workers` processes until SIGTERM or Ctrl-C."""
+def supervise(settings: Settings, listener: socket.socket, started: Callable[[], None]) -> None:
+    """Serve with `settings.workers` processes until SIGTERM or Ctrl-C; `started` is called at the start."""
     with TemporaryDirectory(prefix="mnist-metrics-") as folder, _told_to_stop() as stop:
         os.environ[MULTIPROCESS] = folder
         workers = [_start(settings, listener) for _ in range(settings.workers)]
+        started()
         while not stop.is_set():
             wait([worker.sentinel for worker in workers], STEP_S)
             for place, worker in enumerate(workers):
@@ -83,7 +84,7 @@ def _work(settings: Settings, listener: socket.socket) -> None:
     Thread(target=_end_with_parent, daemon=True).start()
 
     def command() -> int:
-        serve(settings, Predictor(settings.model), listener)
+        serve(settings, Predictor(settings.model), listener, lambda: None)
         return 0
 
     raise SystemExit(guard("mnist serve", command))

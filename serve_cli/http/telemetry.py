@@ -90,8 +90,8 @@ class Log(logging.Handler):
         self._file = os.dup(sys.stderr.fileno())
 
     def catch_all(self) -> None:
-        """Take over what libraries log."""
-        logging.basicConfig(handlers=[self], level=logging.WARNING, force=True)
+        """Take over what libraries log of errors; uvicorn's warnings are of requests, which we log."""
+        logging.basicConfig(handlers=[self], level=logging.ERROR, force=True)
 
     def write(self, **fields: Any) -> None:
         """Write one event with the time, UTC."""

@@ -1,5 +1,6 @@
 """`mnist serve` as a command: what it says, what it refuses, several processes."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -114,7 +115,12 @@ def test_workers_end_with_their_parent() -> None:
 
 def workers(parent: psutil.Process) -> list[psutil.Process]:
     """The processes that serve; multiprocessing has a helper of its own, which does not."""
-    return [child for child in parent.children() if "resource_tracker" not in " ".join(child.cmdline())]
+    found = []
+    for child in parent.children():
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            if "spawn_main" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 def wait_until(holds: Callable[[], bool]) -> None:

@@ -6,16 +6,20 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from serve_cli.http.docs import docs_page
-from serve_cli.http.guard import App, Guard, Load
-from serve_cli.http.predict import Reader, add_predict
+from serve_cli.http.guard import App, Guard
+from serve_cli.http.journal import Journal
+from serve_cli.http.load import Load
+from serve_cli.http.predict import add_predict
+from serve_cli.http.reader import Reader
 from serve_cli.http.refusal import Refusal, answer_failure, answer_refusal, to_response
 from serve_cli.http.settings import Settings
 from serve_cli.http.shortcut import Shortcut
-from serve_cli.http.telemetry import METRICS_TYPE, Log, metrics
+from serve_cli.http.telemetry import METRICS_TYPE, metrics
 from serve_cli.http.v2 import HEADER_LENGTH, Tensors, add_about, add_infer
 from serve_cli.http.work import Work
 from serve_cli.runtime import Predictor
@@ -58,7 +62,7 @@ ERRORS: dict[int | str, Any] = {
 }
 
 
-def create_app(settings: Settings, predictor: Predictor, log: Log) -> tuple[Guard, Work]:
+def create_app(settings: Settings, predictor: Predictor, journal: Journal) -> tuple[Guard, Work]:
     """The application that serves `predictor`, behind its guard, and the threads that work for it."""
     app = FastAPI(
         title="mnist",
@@ -71,11 +75,11 @@ def create_app(settings: Settings, predictor: Predictor, log: Log) -> tuple[Guar
     load, work = Load(), Work()
     floor = floor_of(predictor.calibration) if settings.floor is None else settings.floor
     endpoints = {
-        **add_predict(app, Reader(predictor, floor), work, ERRORS),
+        **add_predict(app, Reader(predictor, floor), work, load, ERRORS),
         **add_infer(app, Tensors(predictor, floor), work, ERRORS),
     }
-    add_about(app, load)
-    _add_metrics(app)
+    add_about(app, load, ERRORS)
+    _add_metrics(app, journal)
     _add_page(app)
     app.add_exception_handler(StarletteHTTPException, answer_refusal)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
@@ -90,13 +94,20 @@ def create_app(settings: Settings, predictor: Predictor, log: Log) -> tuple[Guar
             expose_headers=["x-request-id", HEADER_LENGTH, "retry-after"],
         )
     routes = frozenset(path for route in app.routes if (path := getattr(route, "path", None)))
-    return Guard(served, settings, routes, log, load), work
+    return Guard(served, settings, routes, journal, load), work
 
 
-def _add_metrics(app: FastAPI) -> None:
-    @app.get("/metrics", summary="Metrics for Prometheus", tags=["operation"], response_class=Response)
-    def read_metrics() -> Response:
-        return Response(metrics(), media_type=METRICS_TYPE)
+def _add_metrics(app: FastAPI, journal: Journal) -> None:
+    @app.get(
+        "/metrics",
+        summary="Metrics for Prometheus",
+        tags=["operation"],
+        response_class=Response,
+        responses=ERRORS,
+    )
+    async def read_metrics() -> Response:
+        journal.write()
+        return Response(await run_in_threadpool(metrics), media_type=METRICS_TYPE)
 
 
 def _add_page(app: FastAPI) -> None:

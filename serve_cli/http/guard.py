@@ -6,16 +6,18 @@ import secrets
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 from typing import Any
 
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
 
+from serve_cli.http.journal import Entry, Journal
+from serve_cli.http.load import Load
 from serve_cli.http.refusal import Refusal, busy, failure, to_response
 from serve_cli.http.settings import MIB, Settings
-from serve_cli.http.telemetry import LONGEST_PATH, Log, count_request
+from serve_cli.spec import MODEL_NAME, MODEL_VERSION
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -37,7 +39,10 @@ HEADERS = [
 
 CLOSE = (b"connection", b"close")
 
-HEALTH = frozenset({"/v2/health/live", "/v2/health/ready", "/v2/models/mnist/ready"})
+MODEL = f"/v2/models/{MODEL_NAME}"
+VERSIONED = f"{MODEL}/versions/{MODEL_VERSION}"
+
+HEALTH = frozenset({"/v2/health/live", "/v2/health/ready", *(f"{path}/ready" for path in (MODEL, VERSIONED))})
 """Answered however much there is to do."""
 
 OPEN = HEALTH | {"/", "/page.css", "/page.js", "/docs", "/openapi.json", "/v2"}
@@ -65,32 +70,14 @@ OTHER = "other"
 
 
 @dataclass
-class Load:
-    """What the server has to do at this moment; the protocol counts arrivals, the guard the rest.
-
-    `waiting` is the number of requests whose turn has not come yet, `held` the bytes of all bodies.
-    """
-
-    arrived: int = 0
-    begun: int = 0
-    held: int = 0
-    stopping: bool = False
-
-    @property
-    def waiting(self) -> int:
-        """Requests that have arrived and have not begun."""
-        return self.arrived - self.begun
-
-
-@dataclass
 class Guard:
     """An ASGI application around another."""
 
     app: App
     settings: Settings
     routes: frozenset[str]
-    log: Log
-    load: Load = field(default_factory=Load)
+    journal: Journal
+    load: Load
 
     def __post_init__(self) -> None:
         self._key = (self.settings.api_key or "").encode()
@@ -108,7 +95,7 @@ class Guard:
         except StarletteHTTPException as error:
             await to_response(error)(scope, receive, exchange.send)
         except Exception as error:
-            self.log.failure(error, request_id=exchange.id)
+            self.journal.log.failure(error, request_id=exchange.id)
             await exchange.fail()
         finally:
             exchange.close()
@@ -201,21 +188,23 @@ class Exchange:
             await failure()(self._scope, self._receive, self.send)
 
     def close(self) -> None:
-        """Count and log."""
-        seconds = time.perf_counter() - self._begun
+        """Take down what became of it."""
         self._guard.load.held -= self._received
-        path = self._scope["path"]
-        route = path if path in self._guard.routes else OTHER
-        count_request(route, self.status, seconds)
-        self._guard.log.access(
-            request_id=self.id,
-            client=(self._scope.get("client") or ("",))[0],
-            method=self._scope["method"],
-            path=path[:LONGEST_PATH],
-            status=self.status,
-            bytes_in=self._received,
-            bytes_out=self._sent,
-            seconds=round(seconds, 6),
+        scope = self._scope
+        path = scope["path"]
+        self._guard.journal.note(
+            Entry(
+                time=time.time(),
+                id=self.id,
+                client=(scope.get("client") or ("",))[0],
+                method=scope["method"],
+                path=path,
+                route=path if path in self._guard.routes else OTHER,
+                status=self.status,
+                received=self._received,
+                sent=self._sent,
+                seconds=time.perf_counter() - self._begun,
+            )
         )
 
 

@@ -177,7 +177,9 @@ class Protocol(H11Protocol):
             )
             for event in (response, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
-        self._guard.log.access(client=(self.client or ("",))[0], status=status, reason=reason)
+        journal = self._guard.journal
+        if journal.access:
+            journal.log.tell(client=(self.client or ("",))[0], status=status, reason=reason)
         self.end()
 
     def end(self) -> None:

@@ -14,6 +14,7 @@ import uvicorn
 from serve_cli.errors import InputError
 from serve_cli.http.app import create_app
 from serve_cli.http.guard import Guard
+from serve_cli.http.journal import Journal
 from serve_cli.http.protocol import Protocol
 from serve_cli.http.settings import Settings
 from serve_cli.http.telemetry import Log
@@ -128,9 +129,10 @@ def serve(
 
     `started` is called when it serves.
     """
-    log = Log(access=settings.access_log)
+    log = Log()
     log.catch_all()
-    guard, work = create_app(settings, predictor, log)
+    journal = Journal(log, settings.access_log)
+    guard, work = create_app(settings, predictor, journal)
     config = uvicorn.Config(
         guard,
         http=Protocol,
@@ -144,6 +146,7 @@ def serve(
         backlog=BACKLOG,
     )
     Server(config, started).run([listener])
+    journal.write()
     work.close()
     if work.under_way:  # the interpreter would wait for the threads
         sys.stdout.flush()

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import cache, lru_cache
 from typing import Any
@@ -35,9 +35,6 @@ REFUSED = Counter("mnist_refused", "Requests that were refused, by the reason.",
 
 NOT_SURE = "not sure"
 METRICS_TYPE = CONTENT_TYPE_LATEST
-
-LONGEST_PATH = 200
-"""Characters of a path that are logged."""
 
 
 def metrics() -> bytes:
@@ -72,6 +69,11 @@ def count_request(route: str, status: int, seconds: float) -> None:
     latency.observe(seconds)
 
 
+def stamp(seconds: float) -> str:
+    """A time in seconds since 1970 as logs have it, in UTC."""
+    return f"{_second(int(seconds))}.{int(seconds % 1 * 1000):03}Z"
+
+
 @lru_cache(1)
 def _second(seconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
@@ -84,34 +86,31 @@ class Log(logging.Handler):
     reads any more ends nothing.
     """
 
-    def __init__(self, *, access: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._access = access
         self._file = os.dup(sys.stderr.fileno())
 
     def catch_all(self) -> None:
         """Take over what libraries log of errors; uvicorn's warnings are of requests, which we log."""
         logging.basicConfig(handlers=[self], level=logging.ERROR, force=True)
 
-    def write(self, **fields: Any) -> None:
-        """Write one event with the time, UTC."""
-        now = time.time()
-        line = {"time": f"{_second(int(now))}.{int(now % 1 * 1000):03}Z", **fields}
+    def write(self, events: Iterable[Mapping[str, Any]]) -> None:
+        """Write events, each on a line."""
+        lines = "".join(json.dumps(event) + "\n" for event in events)
         with suppress(OSError):
-            os.write(self._file, json.dumps(line).encode() + b"\n")
+            os.write(self._file, lines.encode())
 
-    def access(self, **fields: Any) -> None:
-        """Write one request, if that is wanted."""
-        if self._access:
-            self.write(**fields)
+    def tell(self, **fields: Any) -> None:
+        """Write one event that happens now."""
+        self.write([{"time": stamp(time.time()), **fields}])
 
     def failure(self, error: BaseException, **fields: Any) -> None:
         """Write an error of ours with its traceback, which no client gets to see."""
-        self.write(level="error", **fields, traceback="".join(traceback.format_exception(error)))
+        self.tell(level="error", **fields, traceback="".join(traceback.format_exception(error)))
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write what a library logs."""
         if record.exc_info and record.exc_info[1]:
             self.failure(record.exc_info[1], message=record.getMessage().strip())
         else:
-            self.write(level=record.levelname.lower(), message=record.getMessage().strip())
+            self.tell(level=record.levelname.lower(), message=record.getMessage().strip())

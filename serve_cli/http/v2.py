@@ -7,7 +7,8 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 
-from serve_cli.http.guard import Load
+from serve_cli.http.guard import MODEL, VERSIONED
+from serve_cli.http.load import Load
 from serve_cli.http.shortcut import Endpoints
 from serve_cli.http.telemetry import count_answers
 from serve_cli.http.tensors import (
@@ -26,8 +27,6 @@ from serve_cli.spec import CLASSES, INPUT, MODEL_NAME, MODEL_VERSION, OUTPUTS
 HEADER_LENGTH = "inference-header-content-length"
 """The header that says how many bytes of a body are JSON; tensors follow."""
 
-MODEL = f"/v2/models/{MODEL_NAME}"
-VERSIONED = f"{MODEL}/versions/{MODEL_VERSION}"
 TAGS: list[str | Enum] = ["Open Inference Protocol"]
 BINARY = "application/octet-stream"
 
@@ -130,8 +129,8 @@ class Tensors:
         return write_response(request, prediction, labels)
 
 
-def add_about(app: FastAPI, load: Load) -> None:
-    """Add the routes that say what there is and how it is."""
+def add_about(app: FastAPI, load: Load, documented: dict[int | str, Any]) -> None:
+    """Add the routes that say what there is and how it is; `documented` are the errors of all routes."""
 
     @app.get("/v2", summary="What this server is", tags=TAGS)
     async def server() -> dict[str, Any]:
@@ -146,13 +145,19 @@ def add_about(app: FastAPI, load: Load) -> None:
         return Response(status_code=503 if load.stopping else 200)
 
     for path in ("/v2/health/ready", f"{MODEL}/ready", f"{VERSIONED}/ready"):
-        app.get(path, summary="Whether the server takes requests", tags=TAGS, response_class=Response)(ready)
+        app.get(
+            path,
+            summary="Whether the server takes requests",
+            tags=TAGS,
+            response_class=Response,
+            responses={503: {"description": "It will stop"}},
+        )(ready)
 
     async def metadata() -> dict[str, Any]:
         return METADATA
 
     for path in (MODEL, VERSIONED):
-        app.get(path, summary="The model's inputs and outputs", tags=TAGS)(metadata)
+        app.get(path, summary="The model's inputs and outputs", tags=TAGS, responses=documented)(metadata)
 
 
 def add_infer(app: FastAPI, tensors: Tensors, work: Work, documented: dict[int | str, Any]) -> Endpoints:

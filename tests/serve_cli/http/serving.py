@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,8 +72,14 @@ class Served:
             return receive_all(client)
 
     def lines(self) -> list[dict[str, Any]]:
-        """What stands in the log; each line must be JSON."""
-        return [json.loads(line) for line in self.log.read_text(encoding="utf-8").splitlines()]
+        """What stands in the log of all requests so far; each line must be JSON."""
+        mark = f"mark-{time.monotonic_ns()}"
+        self.ask("/v2/health/live", x_request_id=mark)
+        end = time.monotonic() + PATIENCE_S
+        while mark not in (text := self.log.read_text(encoding="utf-8")):
+            assert time.monotonic() < end, text
+            time.sleep(0.01)
+        return [json.loads(line) for line in text.splitlines() if "mark-" not in line]
 
     def memory(self) -> int:
         """Bytes of resident memory."""

@@ -104,7 +104,7 @@ def test_a_server_has_a_floor_of_its_own(drawing: bytes) -> None:
         ("min_confidence=nan", "min_confidence"),
         ("preprocess=none", "preprocess"),
         ("pixels=perhaps", "pixels"),
-        ("topk=3", "topk"),
+        ("topk=3", "'topk'"),
     ],
 )
 def test_wrong_options_are_named(served: Served, picture: bytes, query: str, name: str) -> None:

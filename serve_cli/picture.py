@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from threading import Lock
@@ -198,7 +199,7 @@ def _open(data: bytes, kind: str, name: str, mode: str) -> Image.Image:
     A JPEG will be decoded in `mode`, "L" or "RGB", where that saves work, and reduced to about ENOUGH.
     """
     stream = io.BytesIO(data) if len(data) <= LARGE else _Impatient(data)
-    image: Image.Image = getattr(import_module(f"PIL.{kind}ImagePlugin"), f"{kind}ImageFile")(stream)
+    image = _plugin(kind)(stream)
     width, height = image.size
     if not width * height:
         raise InputError(f"{name} has {width}x{height} pixels: save it again as PNG or JPEG")
@@ -212,6 +213,12 @@ def _open(data: bytes, kind: str, name: str, mode: str) -> Image.Image:
         longest = max(width, height)
         image.draft(mode, (max(1, width * ENOUGH // longest), max(1, height * ENOUGH // longest)))
     return image
+
+
+@cache
+def _plugin(kind: str) -> Callable[[BinaryIO], Image.Image]:
+    """The class of Pillow that opens a kind of picture."""
+    return getattr(import_module(f"PIL.{kind}ImagePlugin"), f"{kind}ImageFile")
 
 
 class _Impatient(io.BytesIO):

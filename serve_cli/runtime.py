@@ -19,6 +19,8 @@ CHUNK = 256
 """Images a call of the session: larger batches are slower for a net of this size."""
 
 
+OUTPUT_NAMES = [output["name"] for output in OUTPUTS]
+
 TEMPERATURE_TOLERANCE = 1e-3
 """Of probabilities: far above rounding, far below what another temperature makes of an unsure answer."""
 
@@ -86,9 +88,8 @@ class Predictor:
             raise InputError(f"{self.path} has another temperature than its contract: export the model again")
 
     def _run(self, images: np.ndarray) -> list[np.ndarray]:
-        names = [output["name"] for output in OUTPUTS]
         try:
-            outputs: list[np.ndarray] = self._session.run(names, {INPUT["name"]: images})
+            outputs: list[np.ndarray] = self._session.run(OUTPUT_NAMES, {INPUT["name"]: images})
         except Exception as error:  # onnxruntime's exceptions have no common base
             raise InputError(
                 f"{self.path} fails on a batch of {len(images)} ({_reason(error)}): export the model again"

@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
+from itertools import count
 from typing import Any
 
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -49,6 +50,9 @@ OPEN = HEALTH | {"/", "/page.css", "/page.js", "/docs", "/openapi.json", "/v2"}
 """What needs no key: it says nothing that the package does not."""
 
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
+
+PROCESS, NUMBERS = secrets.token_hex(4), count()
+"""What our own request ids are made of: they are unique, not secret."""
 
 REQUEST_ID = re.compile(rb"[\w.:/+=-]{1,128}", re.ASCII)
 """A client's own X-Request-ID that is taken over."""
@@ -151,7 +155,7 @@ class Exchange:
         self.status = 0
         self.headers = dict(scope["headers"])
         given = self.headers.get(b"x-request-id", b"")
-        self.id = given.decode() if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        self.id = given.decode() if REQUEST_ID.fullmatch(given) else f"{PROCESS}{next(NUMBERS):08x}"
 
     async def receive(self) -> Message:
         """Pass on a piece of the body.

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import sys
+import warnings
 from collections.abc import Callable
 from types import FrameType
 from typing import cast
@@ -131,6 +132,7 @@ def serve(
     """
     log = Log()
     log.catch_all()
+    warnings.simplefilter("ignore")  # of Pillow about damaged pictures; threads cannot switch that on and off
     journal = Journal(log, settings.access_log)
     guard, work = create_app(settings, predictor, journal)
     config = uvicorn.Config(

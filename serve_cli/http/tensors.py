@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from serve_cli.http.refusal import Refusal
-from serve_cli.runtime import CHUNK, Prediction
-from serve_cli.spec import CLASSES, IMAGE_SIZE, INPUT, MODEL_NAME, MODEL_VERSION, OUTPUTS
+from serve_cli.runtime import CHUNK, OUTPUT_NAMES, Prediction
+from serve_cli.spec import CLASSES, IMAGE_SIZE, INPUT, MODEL_NAME, MODEL_VERSION
 
 MAX_BATCH = CHUNK
 """Images of a request, as many as Triton takes with the configuration that an export writes."""
@@ -26,7 +26,6 @@ MAX_JSON = 4 * 1024**2
 DATATYPES = {"uint8": "UINT8", "float32": "FP32"}
 """Names of the protocol for dtypes of the contract."""
 
-OUTPUT_NAMES = tuple(output["name"] for output in OUTPUTS)
 IMAGE_BYTES = IMAGE_SIZE * IMAGE_SIZE
 
 

@@ -15,13 +15,12 @@ from serve_cli.http.tensors import (
     DATATYPES,
     IMAGE_BYTES,
     MAX_BATCH,
-    OUTPUT_NAMES,
     InferResponse,
     parse_request,
     write_response,
 )
 from serve_cli.http.work import SMALL_BYTES, Work
-from serve_cli.runtime import Predictor
+from serve_cli.runtime import OUTPUT_NAMES, Predictor
 from serve_cli.spec import CLASSES, INPUT, MODEL_NAME, MODEL_VERSION, OUTPUTS
 
 HEADER_LENGTH = "inference-header-content-length"
@@ -92,7 +91,7 @@ REQUEST = {
             "items": {
                 "type": "object",
                 "required": ["name"],
-                "properties": {"name": {"enum": list(OUTPUT_NAMES)}, "parameters": PARAMETERS},
+                "properties": {"name": {"enum": OUTPUT_NAMES}, "parameters": PARAMETERS},
             },
         },
     },

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageChops
 
 from serve_cli.errors import InputError
+from serve_cli.png import read_plain
 from serve_cli.regular_file import read_regular
 
 KINDS = re.compile(
@@ -161,6 +162,9 @@ def decode(data: bytes, name: str) -> np.ndarray:
         raise InputError(f"{name} is empty: expected a picture (PNG, JPEG, ...)")
     if len(data) > MAX_BYTES:
         raise InputError(f"{name} has more than {MAX_BYTES // 1024**2} MiB: save a smaller picture")
+    plain = read_plain(data)
+    if plain is not None:
+        return plain
     kind = _kind(data, name)
     try:
         with warnings.catch_warnings(action="ignore"), _quiet_stderr() if kind == "Tiff" else nullcontext():

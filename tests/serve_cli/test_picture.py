@@ -512,7 +512,7 @@ def test_lack_of_memory_is_said(ramp: np.ndarray, monkeypatch: pytest.MonkeyPatc
         raise MemoryError
 
     monkeypatch.setattr(pictures, "grey_levels", fail)
-    assert "needs more memory" in refuse("large.png", png(ramp))
+    assert "needs more memory" in refuse("large.png", png(np.dstack([ramp] * 3)))
 
 
 def test_endless_input_is_refused() -> None:

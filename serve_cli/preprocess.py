@@ -7,6 +7,7 @@ The geometry is MNIST's own (LeCun, Cortes, Burges, http://yann.lecun.com/exdb/m
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import mul
 from typing import Any
 
 import numpy as np
@@ -43,9 +44,6 @@ WIDEST = 2.0
 
 STRONGEST = 128
 """Grey level that a genuine picture reaches at least: all 70,000 of MNIST reach 254."""
-
-POSITIONS = np.stack([np.ones(IMAGE_SIZE), np.arange(IMAGE_SIZE)], axis=1).astype(np.float32)
-"""What sums up the weights along a side, and what their moments: float32 [28, 2]."""
 
 DETAIL = 56
 """Pixels on the page below which a digit is looked at again, from closer."""
@@ -155,10 +153,10 @@ def genuine(grey: np.ndarray) -> tuple[slice, slice] | None:
     """
     if grey.shape != (IMAGE_SIZE, IMAGE_SIZE) or grey.max() < STRONGEST:
         return None
-    row, column = centre_of_mass(grey)
-    if max(abs(row - CENTRE), abs(column - CENTRE)) > OFF_CENTRE:
+    sums = _sums(grey)
+    if max(abs(_mean_place(side) - CENTRE) for side in sums) > OFF_CENTRE:
         return None
-    box = extent(grey)
+    box = _span(sums[0]), _span(sums[1])
     return box if longer_side(box) <= BOX else None
 
 
@@ -272,14 +270,25 @@ def place(digit: np.ndarray) -> np.ndarray:
 
 def extent(levels: np.ndarray) -> tuple[slice, slice]:
     """Rows and columns of the smallest box around what is not 0 in `levels`; there must be something."""
-    rows, columns = (np.flatnonzero(levels.any(axis=axis)) for axis in (1, 0))
-    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+    rows, columns = (_span(sums) for sums in _sums(levels))
+    return rows, columns
 
 
 def centre_of_mass(levels: np.ndarray) -> tuple[float, float]:
-    """Mean row and column, weighted by `levels`, at most 28x28."""
-    height, width = levels.shape
-    (mass, across), (down, _) = (
-        POSITIONS[:height].T @ levels.astype(np.float32) @ POSITIONS[:width]
-    ).tolist()
-    return down / mass, across / mass
+    """Mean row and column, weighted by `levels`."""
+    row, column = (_mean_place(sums) for sums in _sums(levels))
+    return row, column
+
+
+def _sums(levels: np.ndarray) -> tuple[list[int], list[int]]:
+    """The sum of each row and of each column."""
+    return levels.sum(axis=1).tolist(), levels.sum(axis=0).tolist()
+
+
+def _span(sums: list[int]) -> slice:
+    inked = [place for place, total in enumerate(sums) if total]
+    return slice(inked[0], inked[-1] + 1)
+
+
+def _mean_place(sums: list[int]) -> float:
+    return sum(map(mul, sums, range(len(sums)))) / sum(sums)

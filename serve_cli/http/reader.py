@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,8 +24,7 @@ ROWS = 4
 answer depend on the number, and so two answers to one picture would."""
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """A picture to read: its bytes, its name, and how."""
 
     data: bytes

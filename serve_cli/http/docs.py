@@ -10,6 +10,7 @@ PAGE = """<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}: HTTP interface</title>
+<link rel="icon" href="/favicon.svg">
 <link rel="stylesheet" href="/page.css">
 </head>
 <body class="docs">
@@ -60,7 +61,9 @@ def _list(heading: str, items: Iterator[str]) -> Iterator[str]:
 def _parameter(item: Mapping[str, Any]) -> str:
     default = item["schema"].get("default")
     end = "" if default is None else f" Default: <code>{escape(str(default))}</code>."
-    return f"<code>{escape(item['name'])}</code> {escape(item.get('description', ''))}{end}"
+    values = ", ".join(item["schema"].get("enum", ()))
+    one_of = f" One of <code>{escape(values)}</code>." if values else ""
+    return f"<code>{escape(item['name'])}</code> {escape(item.get('description', ''))}{one_of}{end}"
 
 
 def _answer(status: str, answer: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 CSP = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 """What a page may do: load what lies beside it, draw, ask this server, and nothing else, in no other page."""
@@ -46,7 +46,7 @@ VERSIONED = f"{MODEL}/versions/{MODEL_VERSION}"
 HEALTH = frozenset({"/v2/health/live", "/v2/health/ready", *(f"{path}/ready" for path in (MODEL, VERSIONED))})
 """Answered however much there is to do."""
 
-OPEN = HEALTH | {"/", "/page.css", "/page.js", "/docs", "/openapi.json", "/v2"}
+OPEN = HEALTH | {"/", "/page.css", "/page.js", "/favicon.svg", "/docs", "/openapi.json", "/v2"}
 """What needs no key: it says nothing that the package does not."""
 
 READING = frozenset({"GET", "HEAD", "OPTIONS"})

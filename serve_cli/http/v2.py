@@ -52,13 +52,19 @@ METADATA = {
     "outputs": [_described(output) for output in OUTPUTS],
 }
 
-PARAMETERS = {"type": "object"}
+FLAG = {"type": "boolean"}
+
+
+def _parameters(**known: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": known}
+
+
 REQUEST = {
     "type": "object",
     "required": ["inputs"],
     "properties": {
         "id": {"type": "string"},
-        "parameters": PARAMETERS,
+        "parameters": _parameters(binary_data_output=FLAG),
         "inputs": {
             "type": "array",
             "minItems": 1,
@@ -66,6 +72,7 @@ REQUEST = {
             "items": {
                 "type": "object",
                 "required": ["name", "shape", "datatype", "data"],
+                "description": "With binary tensors, the parameter binary_data_size takes the place of data.",
                 "properties": {
                     "name": {"const": INPUT["name"]},
                     "shape": {
@@ -78,8 +85,10 @@ REQUEST = {
                         "maxItems": 3,
                     },
                     "datatype": {"const": DATATYPES[INPUT["dtype"]]},
+                    "parameters": _parameters(binary_data_size={"type": "integer"}),
                     "data": {
                         "type": "array",
+                        "description": "All pixels in one list; it may be nested as the shape is.",
                         "items": {"type": "integer", "minimum": 0, "maximum": 255},
                         "minItems": IMAGE_BYTES,
                     },
@@ -88,10 +97,16 @@ REQUEST = {
         },
         "outputs": {
             "type": "array",
+            "maxItems": len(OUTPUT_NAMES),
             "items": {
                 "type": "object",
                 "required": ["name"],
-                "properties": {"name": {"enum": OUTPUT_NAMES}, "parameters": PARAMETERS},
+                "properties": {
+                    "name": {"enum": OUTPUT_NAMES},
+                    "parameters": _parameters(
+                        classification={"type": "integer", "minimum": 0, "maximum": CLASSES}, binary_data=FLAG
+                    ),
+                },
             },
         },
     },
@@ -99,7 +114,25 @@ REQUEST = {
 RESPONSE = {
     "type": "object",
     "required": ["model_name", "model_version", "outputs"],
-    "properties": {"outputs": {"type": "array"}, "id": {"type": "string"}},
+    "properties": {
+        "id": {"type": "string"},
+        "model_name": {"const": MODEL_NAME},
+        "model_version": {"const": MODEL_VERSION},
+        "outputs": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["name", "datatype", "shape"],
+                "properties": {
+                    "name": {"enum": OUTPUT_NAMES},
+                    "datatype": {"enum": ["FP32", "BYTES"]},
+                    "shape": {"type": "array", "items": {"type": "integer"}},
+                    "data": {"type": "array"},
+                    "parameters": _parameters(binary_data_size={"type": "integer"}),
+                },
+            },
+        },
+    },
 }
 
 
@@ -143,7 +176,9 @@ def add_about(app: FastAPI, load: Load, documented: dict[int | str, Any]) -> Non
         """503 once the server is told to stop, so that nobody sends it more."""
         return Response(status_code=503 if load.stopping else 200)
 
+    app.head("/v2/health/live", include_in_schema=False)(live)
     for path in ("/v2/health/ready", f"{MODEL}/ready", f"{VERSIONED}/ready"):
+        app.head(path, include_in_schema=False)(ready)
         app.get(
             path,
             summary="Whether the server takes requests",

@@ -1,5 +1,6 @@
 """What stands between the network and the application: limits, checks, headers, metrics and log."""
 
+import asyncio
 import hmac
 import re
 import secrets
@@ -94,8 +95,8 @@ class Guard:
         try:
             self.check(scope, exchange.headers)
             await self.app(scope, exchange.receive, exchange.send)
-        except ClientDisconnect:
-            exchange.status = LEFT
+        except (ClientDisconnect, asyncio.CancelledError):  # cancelled are those that are left at the end
+            exchange.status = scope.get("refused", LEFT)
         except StarletteHTTPException as error:
             await to_response(error)(scope, receive, exchange.send)
         except Exception as error:
@@ -121,6 +122,9 @@ class Guard:
                 *(401, "needs the API key: send it as Authorization: Bearer KEY, or as X-API-Key", "key"),
                 {"WWW-Authenticate": "Bearer"},
             )
+        if b"transfer-encoding" in headers and b"content-length" in headers:
+            reason = "a body has a length or comes in chunks, not both"
+            raise Refusal(400, reason, "not http", {"Connection": "close"})  # RFC 9112, 6.1
         if headers.get(b"content-encoding", b"identity") != b"identity":
             raise Refusal(415, "compressed bodies are not read: send it as it is", "encoding")
         if int(headers.get(b"content-length", b"0")) > self.settings.max_body:

@@ -101,8 +101,11 @@ async def _picture(request: Request) -> tuple[str, bytes]:
     """
     if not request.headers.get("content-type", "").lower().startswith(FORM):
         return STDIN, await request.body()
-    async with request.form(max_files=MAX_PARTS, max_fields=MAX_PARTS) as form:
-        for _, part in form.multi_items():
-            if isinstance(part, UploadFile):
-                return part.filename or STDIN, await part.read()
+    try:
+        async with request.form(max_files=MAX_PARTS, max_fields=MAX_PARTS) as form:
+            for _, part in form.multi_items():
+                if isinstance(part, UploadFile):
+                    return part.filename or STDIN, await part.read()
+    except UnicodeError as error:
+        raise Refusal(400, f"the form's names cannot be read ({error})", "form") from error
     raise Refusal(400, "the form has no file: send one as the field 'file'", "form")

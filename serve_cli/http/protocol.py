@@ -12,8 +12,11 @@ from serve_cli.http.guard import HEADERS, Guard
 from serve_cli.http.refusal import error_body
 from serve_cli.http.telemetry import REFUSED
 
-WHOLE = frozenset({h11.DONE, h11.MUST_CLOSE})
+WHOLE = frozenset({h11.DONE, h11.MUST_CLOSE, h11.MIGHT_SWITCH_PROTOCOL})  # type: ignore[attr-defined]
 """States of a client that has sent a whole request."""
+
+MOST_AT_ONCE = 16 * 1024
+"""Bytes that are parsed at a time: sent in chunks of one byte each, they take a tenth of a second."""
 
 WRITE_S = 10.0
 """Seconds that a client may leave a response lying."""
@@ -30,6 +33,11 @@ class Deadline:
     def set(self) -> None:
         """Begin; one that has begun already stays as it is."""
         self._timer = self._timer or self._loop.call_later(self._seconds, self._miss)
+
+    @property
+    def is_met(self) -> bool:
+        """Whether nothing is awaited."""
+        return self._timer is None
 
     def met(self) -> None:
         """What was awaited has come."""
@@ -90,6 +98,7 @@ class Protocol(H11Protocol):
         """Expect a request."""
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=0)  # so that writing pauses whenever something is left
+        transport.max_size = MOST_AT_ONCE  # type: ignore[attr-defined]  # of asyncio's sockets
         self._arrival.set()
         if self._guard.load.stopping:
             self.stop()
@@ -98,8 +107,13 @@ class Protocol(H11Protocol):
         """Take what arrived; unless it ends a request, expect the rest."""
         if self._ended:
             return
+        before, answered_early = self.cycle, self.conn.our_state is h11.DONE
         super().data_received(data)
-        if self.conn.their_state not in WHOLE and not self.transport.is_closing():
+        if answered_early and (self._is_between_requests or self.cycle is not before):
+            self._arrival.met()
+        if self._is_between_requests and self._arrival.is_met:
+            self._keep_alive()
+        elif self.conn.their_state not in WHOLE and not self.transport.is_closing():
             self._arrival.set()
 
     def handle_events(self) -> None:
@@ -116,7 +130,7 @@ class Protocol(H11Protocol):
     def on_response_complete(self) -> None:
         """Go on with the next request, part of which may have arrived already."""
         super().on_response_complete()
-        if self.conn.trailing_data[0] and self.conn.their_state not in WHOLE:
+        if not self._is_between_requests and self.conn.their_state not in WHOLE:
             self._arrival.set()
 
     def pause_writing(self) -> None:
@@ -142,11 +156,25 @@ class Protocol(H11Protocol):
             self.cycle.keep_alive = False
         return answering
 
+    def _keep_alive(self) -> None:
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
+
+    @property
+    def _is_between_requests(self) -> bool:
+        return self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
+
+    def _should_upgrade(self) -> bool:
+        """Answer as if nothing else than HTTP/1.1 had been proposed."""
+        return False
+
     def _give_up(self) -> None:
         if self._ended:
             self.transport.close()
             return
-        if self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]:
+        if self._is_between_requests:
             self.transport.close()  # it never sent anything
         else:
             seconds = self._guard.settings.receive_s
@@ -156,14 +184,19 @@ class Protocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is not HTTP."""
-        self._refuse(400, "this is not HTTP/1.1, or its headers are longer than 16 KiB", "not http")
+        self._refuse(400, "this is not HTTP/1.1, or its headers are too long", "not http")
 
     def _refuse(self, status: int, reason: str, kind: str) -> None:
         """Say why, unless an answer has begun already, and close."""
         REFUSED.labels(kind).inc()
-        if self.cycle is not None:
+        is_head = False
+        if self._is_answering:
+            is_head = self.cycle.scope["method"] == "HEAD"
+            self.cycle.scope["refused"] = status  # type: ignore[typeddict-unknown-key]
             self.cycle.disconnected = True
             self.cycle.message_event.set()
+        elif self._guard.journal.access:
+            self._guard.journal.log.tell(client=(self.client or ("",))[0], status=status, reason=reason)
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             body = error_body(reason)
             headers = [
@@ -175,11 +208,8 @@ class Protocol(H11Protocol):
             response = h11.Response(
                 status_code=status, headers=headers, reason=HTTPStatus(status).phrase.encode()
             )
-            for event in (response, h11.Data(data=body), h11.EndOfMessage()):
+            for event in (response, h11.Data(data=b"" if is_head else body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
-        journal = self._guard.journal
-        if journal.access:
-            journal.log.tell(client=(self.client or ("",))[0], status=status, reason=reason)
         self.end()
 
     def end(self) -> None:
@@ -201,11 +231,14 @@ class Protocol(H11Protocol):
     def stop(self) -> None:
         """Close after the next response."""
         self.stopping = True
-        if self.cycle is not None and not self.cycle.response_complete:
+        if self._is_answering:
             self.cycle.keep_alive = False
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing of a request is here."""
-        busy = self.cycle is not None and not self.cycle.response_complete
-        return not busy and not self.conn.trailing_data[0]
+        return self._ended or not (self._is_answering or self.conn.trailing_data[0])
+
+    @property
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete

@@ -38,26 +38,29 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
         super().__init__(config)
         self._tell = started
+        self._doors: list[socket.socket] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to serve; only now a signal ends it as it should."""
+        self._doors = [listener.dup() for listener in sockets or []]  # later there may be no descriptor left
         await super().startup(sockets)
         self._tell()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop; at a second Ctrl-C at once."""
-        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.force_exit |= self.should_exit and sig == signal.SIGINT
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take what waits in front of the door, close it, answer, and go."""
         guard = cast(Guard, self.config.app)
         guard.load.stopping = True
-        await self._close_door(sockets or [])
+        await self._close_door()
         connections = cast(set[Protocol], self.server_state.connections)
         for connection in connections:
             connection.stop()
         begun = self._loop_time()
+        await asyncio.sleep(STEP_S)  # connections that were taken just now are announced in the next steps
         while connections and not self.force_exit and self._loop_time() - begun < STOP_S:
             await asyncio.sleep(STEP_S)
             if self._loop_time() - begun >= IDLE_S:
@@ -69,14 +72,13 @@ class Server(uvicorn.Server):
         for task in list(self.server_state.tasks):
             task.cancel()
 
-    async def _close_door(self, sockets: list[socket.socket]) -> None:
+    async def _close_door(self) -> None:
         """Stop listening; connections that the system has made already are taken first."""
         loop = asyncio.get_running_loop()
-        doors = [listener.dup() for listener in sockets]
         for server in self.servers:
             server.close()
         waiting = []
-        for door in doors:
+        for door in self._doors:
             with door:
                 door.setblocking(False)
                 while True:
@@ -123,6 +125,16 @@ def listen(settings: Settings) -> socket.socket:
     return listener
 
 
+def _allow_many_files() -> None:
+    """Let this process open as many files, connections among them, as the system lets it ask for."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def serve(
     settings: Settings, predictor: Predictor, listener: socket.socket, started: Callable[[], None]
 ) -> None:
@@ -130,6 +142,7 @@ def serve(
 
     `started` is called when it serves.
     """
+    _allow_many_files()
     log = Log()
     log.catch_all()
     warnings.simplefilter("ignore")  # of Pillow about damaged pictures; threads cannot switch that on and off
@@ -150,6 +163,6 @@ def serve(
     Server(config, started).run([listener])
     journal.write()
     work.close()
-    if work.under_way:  # the interpreter would wait for the threads
+    if work.is_under_way:  # the interpreter would wait for the threads
         sys.stdout.flush()
         os._exit(0)

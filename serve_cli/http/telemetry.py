@@ -89,6 +89,7 @@ class Log(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self._file = os.dup(sys.stderr.fileno())
+        self._last = ("", 0.0)
 
     def catch_all(self) -> None:
         """Take over what libraries log of errors; uvicorn's warnings are of requests, which we log."""
@@ -109,7 +110,14 @@ class Log(logging.Handler):
         self.tell(level="error", **fields, traceback="".join(traceback.format_exception(error)))
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write what a library logs."""
+        """Write what a library logs; the same again within a second is left out.
+
+        Without a file descriptor for a connection, asyncio complains thousands of times a second.
+        """
+        said, when = self._last
+        self._last = (record.getMessage(), record.created)
+        if said == record.getMessage() and record.created - when < 1:
+            return
         if record.exc_info and record.exc_info[1]:
             self.failure(record.exc_info[1], message=record.getMessage().strip())
         else:

@@ -178,7 +178,6 @@ def add_about(app: FastAPI, load: Load, documented: dict[int | str, Any]) -> Non
 
     app.head("/v2/health/live", include_in_schema=False)(live)
     for path in ("/v2/health/ready", f"{MODEL}/ready", f"{VERSIONED}/ready"):
-        app.head(path, include_in_schema=False)(ready)
         app.get(
             path,
             summary="Whether the server takes requests",
@@ -186,6 +185,7 @@ def add_about(app: FastAPI, load: Load, documented: dict[int | str, Any]) -> Non
             response_class=Response,
             responses={503: {"description": "It will stop"}},
         )(ready)
+        app.head(path, include_in_schema=False)(ready)
 
     async def metadata() -> dict[str, Any]:
         return METADATA

@@ -2,13 +2,13 @@
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar, TypeVarTuple
 
 from serve_cli.http.refusal import busy
 from serve_cli.workers import cores
 
-Parameters = ParamSpec("Parameters")
+Arguments = TypeVarTuple("Arguments")
 Result = TypeVar("Result")
 
 SMALL_BYTES = 16 * 1024
@@ -22,32 +22,30 @@ QUEUE = 8
 
 
 class Work:
-    """Runs functions that compute; `under_way` is how many are in threads or wait for one."""
+    """Runs functions that compute in threads."""
 
     def __init__(self) -> None:
-        self.under_way = 0
         self._bound = QUEUE * cores()
         self._pool = ThreadPoolExecutor(cores(), "picture")
+        self._under_way: set[Future[Any]] = set()
 
-    async def run(
-        self,
-        function: Callable[Parameters, Result],
-        *arguments: Parameters.args,
-        **keywords: Parameters.kwargs,
-    ) -> Result:
-        """Call `function` in a thread; what it computes stays the same.
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a thread computes, perhaps for somebody who has left."""
+        return bool(self._under_way)
+
+    async def run(self, function: Callable[[*Arguments], Result], *arguments: *Arguments) -> Result:
+        """Call `function` in a thread.
 
         Raises:
             Refusal: too many wait already.
         """
-        if self.under_way >= self._bound:
+        if len(self._under_way) >= self._bound:
             raise busy()
-        self.under_way += 1
-        try:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._pool, lambda: function(*arguments, **keywords))
-        finally:
-            self.under_way -= 1
+        future = self._pool.submit(function, *arguments)
+        self._under_way.add(future)
+        future.add_done_callback(self._under_way.discard)
+        return await asyncio.wrap_future(future)
 
     def close(self) -> None:
         """Begin nothing more; what has begun goes on."""

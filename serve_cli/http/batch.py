@@ -9,7 +9,7 @@ from serve_cli.http.load import Load
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
-MOST = 64
+MOST = 32
 """Jobs done in one go; between two of them the event loop has its turn."""
 
 

@@ -1,14 +1,15 @@
 """HTTP on one connection, with deadlines: uvicorn alone waits for ever for the rest of a request."""
 
 import asyncio
-from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, cast
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from serve_cli.http.deadline import Deadline
 from serve_cli.http.guard import HEADERS, Guard
+from serve_cli.http.packed import Packed
 from serve_cli.http.refusal import error_body
 from serve_cli.http.telemetry import REFUSED
 
@@ -20,61 +21,6 @@ MOST_AT_ONCE = 16 * 1024
 
 WRITE_S = 10.0
 """Seconds that a client may leave a response lying."""
-
-
-class Deadline:
-    """Calls a function unless it is met in time; it can be set again."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, missed: Callable[[], None]) -> None:
-        self._loop, self._seconds, self._call = loop, seconds, missed
-        self._timer: asyncio.TimerHandle | None = None
-        self.missed = False
-
-    def set(self) -> None:
-        """Begin; one that has begun already stays as it is."""
-        self._timer = self._timer or self._loop.call_later(self._seconds, self._miss)
-
-    @property
-    def is_met(self) -> bool:
-        """Whether nothing is awaited."""
-        return self._timer is None
-
-    def met(self) -> None:
-        """What was awaited has come."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _miss(self) -> None:
-        self.missed = True
-        self._call()
-
-
-class Packed:
-    """A transport that sends what there is of a response, headers and body, in one call and one packet."""
-
-    def __init__(self, protocol: "Protocol") -> None:
-        self._transport, self._cycle, self._end = protocol.transport, protocol.cycle, protocol.end
-        self._held: list[bytes] = []
-
-    def write(self, data: bytes) -> None:
-        """Hold the parts of a response until it is complete; "100 Continue" goes out at once."""
-        self._held.append(data)
-        if self._cycle.response_complete or not self._cycle.response_started:
-            self._flush()
-
-    def close(self) -> None:
-        """Close when all is sent."""
-        self._flush()
-        self._end()
-
-    def is_closing(self) -> bool:
-        """Whether nothing more can be sent."""
-        return self._transport.is_closing()
-
-    def _flush(self) -> None:
-        self._transport.write(b"".join(self._held))
-        self._held.clear()
 
 
 class Protocol(H11Protocol):
@@ -123,7 +69,7 @@ class Protocol(H11Protocol):
         if self.cycle is not before:
             self._guard.load.arrived += 1
             self.cycle.keep_alive = not self.stopping
-            self.cycle.transport = cast(asyncio.Transport, Packed(self))
+            self.cycle.transport = cast(asyncio.Transport, Packed(self.transport, self.cycle, self.end))
         if self.conn.their_state in WHOLE:
             self._arrival.met()
 

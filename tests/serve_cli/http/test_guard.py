@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from serve_cli.http.guard import Hosts
+from serve_cli.http.hosts import Hosts
 from serve_cli.http.settings import Settings
 from serve_cli.spec import BUNDLED_MODEL
 from tests.serve_cli.http.serving import Served, serving

@@ -44,7 +44,8 @@ def test_without_the_key_nothing_is_answered(
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/page.js", "/page.css", "/favicon.svg", "/docs", "/openapi.json", "/v2", "/v2/health/ready"]
+    "path",
+    ["/", "/page.js", "/page.css", "/favicon.svg", "/docs", "/openapi.json", "/v2", "/v2/health/ready"],
 )
 def test_the_page_and_probes_need_no_key(guarded: Served, path: str) -> None:
     assert guarded.ask(path).status == 200

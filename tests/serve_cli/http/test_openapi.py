@@ -249,7 +249,12 @@ def test_the_page_describes_the_query(page: str, document: dict[str, Any]) -> No
 def test_the_page_runs_nothing_and_loads_nothing_from_elsewhere(page: str) -> None:
     assert not re.search(r"<script|<iframe|<object|<embed|javascript:|\son\w+=|style=", page, re.IGNORECASE)
     assert not re.search(r"https?:", page)
-    assert set(re.findall(r'(?:href|src)="([^"]*)"', page)) == {"/page.css", "/favicon.svg", "/", "/openapi.json"}
+    assert set(re.findall(r'(?:href|src)="([^"]*)"', page)) == {
+        "/page.css",
+        "/favicon.svg",
+        "/",
+        "/openapi.json",
+    }
 
 
 def test_the_page_may_do_nothing(served: Served) -> None:

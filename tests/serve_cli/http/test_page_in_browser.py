@@ -65,7 +65,7 @@ window.fetch = async (address, { signal, ...options }) => {
 """Answers that come when `release` is called, whether or not the page still wants them."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     names = ["chromium", "chromium-browser", "google-chrome"]
     found = os.environ.get("MNIST_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
@@ -78,7 +78,7 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server_url() -> Iterator[str]:
     with serving() as server:
         yield server.url

@@ -6,7 +6,7 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from threading import Event, Thread
@@ -158,28 +158,41 @@ def stop_under_load(picture: bytes, *options: object) -> Load:
     return load
 
 
-@pytest.mark.parametrize("stop", range(STOPS))
-def test_what_was_taken_is_answered(picture: bytes, stop: int) -> None:
-    load = stop_under_load(picture, "--no-access-log")
-    assert (load.wrong, load.lost_kept, load.lost_new) == ([], [], [])
+def test_what_was_taken_is_answered(picture: bytes) -> None:
+    check(stop_under_load(picture, "--no-access-log") for _ in range(STOPS))
 
 
 def test_what_was_taken_by_two_workers_is_answered(picture: bytes) -> None:
-    load = stop_under_load(picture, "--no-access-log", "--workers", 2)
-    assert (load.wrong, load.lost_kept, load.lost_new) == ([], [], [])
+    check([stop_under_load(picture, "--no-access-log", "--workers", 2)])
 
 
-@pytest.mark.parametrize("more", range(8))
-def test_a_request_on_the_only_connection_is_answered(picture: bytes, more: int) -> None:
+def test_a_request_on_the_only_connection_is_answered(picture: bytes) -> None:
     """The connection may be so new that the server has not looked at it yet."""
+    check(stop_with_one_client(picture, more) for more in range(12))
+
+
+def stop_with_one_client(picture: bytes, more: int) -> Load:
     with serving() as server:
         load = Load(server.port, predict(picture))
         client = Thread(target=load.connect)
         client.start()
         wait_until(lambda: load.answered > 20 + more)
-        code = server.stop()
+        assert server.stop() == 0
         client.join(PATIENCE_S)
-    assert (code, load.wrong, load.lost_new) == (0, [], [])
+    return load
+
+
+def check(loads: Iterable[Load]) -> None:
+    """Nothing is lost but, once in all, a connection that the server never saw.
+
+    The system makes connections by itself, also in the microseconds between the server's last look at those
+    that wait and the end of listening; on a busy machine these may become milliseconds.
+    """
+    unseen = 0
+    for load in loads:
+        assert (load.wrong, load.lost_kept) == ([], [])
+        unseen += len(load.lost_new)
+    assert unseen <= 1
 
 
 def test_a_large_picture_that_is_being_read_is_answered() -> None:

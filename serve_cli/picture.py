@@ -163,8 +163,10 @@ def decode(data: bytes, name: str) -> np.ndarray:
     if len(data) > MAX_BYTES:
         raise InputError(f"{name} has more than {MAX_BYTES // 1024**2} MiB: save a smaller picture")
     plain = read_plain(data)
-    if plain is not None:
-        return plain
+    return _decode(data, name) if plain is None else plain
+
+
+def _decode(data: bytes, name: str) -> np.ndarray:
     kind = _kind(data, name)
     try:
         with warnings.catch_warnings(action="ignore"), _quiet_stderr() if kind == "Tiff" else nullcontext():
@@ -183,6 +185,8 @@ def decode(data: bytes, name: str) -> np.ndarray:
             f"{name} takes more than {MAX_SECONDS:.0f} s to decode: save it again as PNG or JPEG"
         ) from error
     except Exception as error:  # Pillow raises many kinds, struct.error and TypeError among them
+        if isinstance(error, OSError) and error.errno:  # the system failed, not the picture
+            raise InputError(f"cannot read {name}: {error.strerror}") from error
         raise InputError(f"{name} is a damaged picture ({error}): save it again as PNG or JPEG") from error
 
 

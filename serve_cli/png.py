@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
+HEADER = SIGNATURE + b"\0\0\0\rIHDR"
 GREY_8_BIT = b"\x08\0\0\0\0"
 """End of a header: eight bits, grey, the only compression and filtering there are, not interlaced."""
 
@@ -21,7 +22,7 @@ def read_plain(data: bytes) -> np.ndarray | None:
 
     None for every other file: Pillow may know what to do with it, or what is wrong with it.
     """
-    if not data.startswith(SIGNATURE) or data[24:29] != GREY_8_BIT:
+    if not data.startswith(HEADER) or data[24:29] != GREY_8_BIT:
         return None
     width, height = struct.unpack_from(">II", data, 16)
     if not 0 < width * height <= MOST_PIXELS:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from serve_cli.errors import InputError, needs_extra
+from serve_cli.http.settings import MIB, MULTIPROCESS, Settings
 from serve_cli.model_file import find_model
 from serve_cli.process import say
 from serve_cli.runtime import Predictor
@@ -15,7 +16,9 @@ from serve_cli.spec import BUNDLED_MODEL
 
 KEY_VARIABLE = "MNIST_API_KEY"
 
-ORIGIN = re.compile(r"https?://[^/\s*]+")
+SIGNS = re.compile(r"[!-~]+")
+HOST = re.compile(r"\*|\[[0-9a-fA-F:.]+\]|[\w.-]+")
+ORIGIN = re.compile(r"https?://[a-z0-9._:\[\]-]+")
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -37,7 +40,8 @@ def serve(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(metavar="PORT", min=0, max=65535, help="0: any that is free.")] = 8000,
     workers: Annotated[
-        int, typer.Option(metavar="N", min=1, max=256, help="Processes that answer, one a core.")
+        int,
+        typer.Option(metavar="N", min=1, max=256, help="Processes that answer; one a core is plenty."),
     ] = 1,
     min_confidence: Annotated[
         float | None,
@@ -73,35 +77,41 @@ def serve(
     ] = None,
     max_body: Annotated[int, typer.Option(metavar="MIB", min=1, max=64, help="Largest request.")] = 16,
     receive_timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0.1, help="Time that a request has to arrive.")
+        float, typer.Option(metavar="SECONDS", min=0.1, max=3600, help="Time that a request has to arrive.")
     ] = 10.0,
     access_log: Annotated[
-        bool, typer.Option("--access-log/--no-access-log", help="Write a JSON line a request on stderr.")
+        bool, typer.Option("--access-log/--no-access-log", help="Write one JSON line a request on stderr.")
     ] = True,
 ) -> None:
     """Serve a page to draw on, and pictures over HTTP.
 
     POST /predict takes a picture and answers as mnist infer --json does; /v2 is the Open Inference
     Protocol, as Triton and KServe speak it; /docs describes both, /metrics is for Prometheus. Ctrl-C or
-    SIGTERM stops it when it has answered what it took, within 5 s.
+    SIGTERM stops it within 5 s, after it has answered the requests that it accepted.
 
     Example: mnist serve --port 8080
     """
+    if workers == 1:
+        os.environ.pop(MULTIPROCESS, None)  # of somebody else's: prometheus_client looks at it when imported
     with needs_extra("serve"):
         import python_multipart  # noqa: F401  Starlette asks for it when the first form arrives
 
         from serve_cli.http.server import listen
         from serve_cli.http.server import serve as serve_here
-        from serve_cli.http.settings import MIB, Settings
         from serve_cli.http.supervisor import supervise
     if api_key == "" or os.environ.get(KEY_VARIABLE) == "":  # typer takes an empty variable for none
         raise InputError(f"--api-key, or {KEY_VARIABLE}, is empty: set a key, or take it away")
+    if api_key and not SIGNS.fullmatch(api_key):
+        raise InputError("--api-key may hold ASCII letters, digits and signs, no spaces: choose another")
+    for host_name in allowed_host or ():
+        if not HOST.fullmatch(host_name):
+            raise InputError(f"--allowed-host {host_name} is not a name: leave out https:// and the port")
     for site in cors or ():
         if not ORIGIN.fullmatch(site):
-            raise InputError(f"--cors {site} is not an origin: name one as https://example.org")
+            raise InputError(f"--cors {site} is no origin: name one as https://example.org, in lower case")
     settings = Settings(
         model=find_model(model),
-        host=host,
+        host=host.strip("[]"),
         port=port,
         workers=workers,
         floor=min_confidence,

@@ -54,7 +54,7 @@ def _started(function: Callable[[Task], Done], count: int) -> Iterator[list[Conn
     context: Any = multiprocessing.get_context(START_METHOD)
     processes, pipes = [], []
     try:
-        with _without_interrupts():
+        with without_interrupts():
             for _ in range(count):
                 ours, theirs = context.Pipe()
                 process = context.Process(target=_work, args=(function, ours, theirs), daemon=True)
@@ -71,7 +71,7 @@ def _started(function: Callable[[Task], Done], count: int) -> Iterator[list[Conn
 
 
 @contextmanager
-def _without_interrupts() -> Iterator[None]:
+def without_interrupts() -> Iterator[None]:
     """Let Ctrl-C wait for the end of the block; a process that is started inside never hears of it.
 
     Windows has nothing of the kind.

@@ -1,5 +1,6 @@
 """The application: all routes around one model."""
 
+import asyncio
 from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
@@ -8,10 +9,9 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as StarletteHTTPException
-from starlette.middleware.cors import CORSMiddleware
 
 from serve_cli.http.docs import docs_page
-from serve_cli.http.guard import App, Guard
+from serve_cli.http.guard import Guard
 from serve_cli.http.journal import Journal
 from serve_cli.http.load import Load
 from serve_cli.http.predict import add_predict
@@ -20,7 +20,7 @@ from serve_cli.http.refusal import Refusal, answer_failure, answer_refusal, to_r
 from serve_cli.http.settings import Settings
 from serve_cli.http.shortcut import Shortcut
 from serve_cli.http.telemetry import METRICS_TYPE, metrics
-from serve_cli.http.v2 import HEADER_LENGTH, Tensors, add_about, add_infer
+from serve_cli.http.v2 import Tensors, add_about, add_infer
 from serve_cli.http.work import Work
 from serve_cli.runtime import Predictor
 from serve_cli.spec import floor_of
@@ -85,20 +85,13 @@ def create_app(settings: Settings, predictor: Predictor, journal: Journal) -> tu
     app.add_exception_handler(StarletteHTTPException, answer_refusal)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_exception_handler(Exception, answer_failure)
-    served: App = Shortcut(app, endpoints)
-    if settings.cors:
-        served = CORSMiddleware(
-            served,
-            allow_origins=settings.cors,
-            allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", "x-api-key", "x-request-id", HEADER_LENGTH],
-            expose_headers=["x-request-id", HEADER_LENGTH, "retry-after"],
-        )
     routes = frozenset(path for route in app.routes if (path := getattr(route, "path", None)))
-    return Guard(served, settings, routes, journal, load), work
+    return Guard(Shortcut(app, endpoints), settings, routes, journal, load), work
 
 
 def _add_metrics(app: FastAPI, journal: Journal) -> None:
+    one_at_a_time = asyncio.Lock()
+
     @app.get(
         "/metrics",
         summary="Metrics for Prometheus",
@@ -108,7 +101,8 @@ def _add_metrics(app: FastAPI, journal: Journal) -> None:
     )
     async def read_metrics() -> Response:
         journal.write()
-        return Response(await run_in_threadpool(metrics), media_type=METRICS_TYPE)
+        async with one_at_a_time:
+            return Response(await run_in_threadpool(metrics), media_type=METRICS_TYPE)
 
 
 def _add_page(app: FastAPI) -> None:
@@ -140,4 +134,4 @@ async def _answer_invalid(request: Request, error: Exception) -> Response:
     """Answer a query parameter that is not as described, by the first that is wrong."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    return to_response(Refusal(400, f"{first['loc'][-1]}: {first['msg']}", "parameter"))
+    return to_response(Refusal(400, f"{first['loc'][-1]}: {first['msg']}", "parameter"), request.scope)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Generic, TypeVar
 
 from serve_cli.http.load import Load
@@ -48,7 +49,10 @@ class Batch(Generic[Job, Result]):
         self._load.queued -= len(now)
         if self._jobs:
             asyncio.get_running_loop().call_soon(self._go)
-        results = self._work([job for job, _ in now])
+        try:
+            results = self._work([job for job, _ in now])
+        except Exception as error:
+            results = [copy(error) for _ in now]
         for (_, future), result in zip(now, results, strict=True):
             if future.done():  # its client has left
                 continue

@@ -10,14 +10,18 @@ PAGE = """<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}: HTTP interface</title>
-<link rel="icon" href="/favicon.svg">
-<link rel="stylesheet" href="/page.css">
+<link rel="icon" href="favicon.svg">
+<link rel="stylesheet" href="page.css">
 </head>
 <body class="docs">
 <main>
 <h1>{title} {version}</h1>
-<p>{summary} <a href="/">Draw a digit</a>, or <a href="/openapi.json">read the OpenAPI document</a>.
+<p>{summary} <a href=".">Draw a digit</a>, or <a href="openapi.json">read the OpenAPI document</a>.
 Errors are JSON with one line in <code>error</code>.</p>
+<pre>curl --data-binary @digit.png http://localhost:8000/predict
+curl -F file=@digit.png 'http://localhost:8000/predict?top_k=3'</pre>
+<p>Where the server has an API key, send it as <code>Authorization: Bearer KEY</code> or
+<code>X-API-Key: KEY</code>.</p>
 {operations}
 </main>
 </body>

@@ -11,9 +11,10 @@ from itertools import count
 from typing import Any
 
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
-from serve_cli.http.hosts import Hosts
+from serve_cli.http.hosts import Hosts, name_in
 from serve_cli.http.journal import Entry, Journal
 from serve_cli.http.load import Load
 from serve_cli.http.refusal import Refusal, busy, failure, to_response
@@ -37,6 +38,9 @@ HEADERS = [
     (b"x-content-type-options", b"nosniff"),
 ]
 """Of every response."""
+
+HEADER_LENGTH = "inference-header-content-length"
+"""The header that says how many bytes of a body are JSON; tensors follow."""
 
 CLOSE = (b"connection", b"close")
 
@@ -83,23 +87,36 @@ class Guard:
     def __post_init__(self) -> None:
         self._key = (self.settings.api_key or "").encode()
         self._hosts = Hosts(self.settings)
+        self._answer: App = self._checked
+        if self.settings.cors:
+            self._answer = CORSMiddleware(
+                self._checked,
+                allow_origins=self.settings.cors,
+                allow_methods=["GET", "POST"],
+                allow_headers=["authorization", "content-type", "x-api-key", "x-request-id", HEADER_LENGTH],
+                expose_headers=["x-request-id", HEADER_LENGTH, "retry-after"],
+            )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, whatever happens."""
         self.load.begun += 1
         exchange = Exchange(self, scope, receive, send)
         try:
-            self.check(scope, exchange.headers)
-            await self.app(scope, exchange.receive, exchange.send)
+            await self._answer(scope, exchange.receive, exchange.send)
         except (ClientDisconnect, asyncio.CancelledError):  # cancelled are those that are left at the end
             exchange.status = scope.get("refused", LEFT)
-        except StarletteHTTPException as error:
-            await to_response(error)(scope, receive, exchange.send)
         except Exception as error:
             self.journal.log.failure(error, request_id=exchange.id)
             await exchange.fail()
         finally:
             exchange.close()
+
+    async def _checked(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            self.check(scope, dict(scope["headers"]))
+            await self.app(scope, receive, send)
+        except StarletteHTTPException as error:
+            await to_response(error, scope)(scope, receive, send)
 
     def check(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
         """Look at a request before anything is read of its body.
@@ -109,15 +126,14 @@ class Guard:
         """
         path, host = scope["path"], headers.get(b"host", b"")
         if host not in self._hosts:
-            name = host.decode("latin-1")
-            raise Refusal(421, f"{name!r} is not served here: see mnist serve --allowed-host", "host")
-        if scope["method"] not in READING and not self._may_post(headers.get(b"origin"), host):
-            raise Refusal(403, "requests from other sites are refused: see mnist serve --cors", "origin")
+            name = name_in(host)
+            reason = f"{name!r} is no name of this server: start it with --allowed-host {name}"
+            raise Refusal(421, reason, "host")
+        if scope["method"] not in READING and b"origin" in headers:  # programs send none
+            self._check_origin(headers[b"origin"].decode("latin-1"), host.decode("latin-1"))
         if self._key and path not in OPEN and not self._has_key(headers) and scope["method"] != "OPTIONS":
-            raise Refusal(
-                *(401, "needs the API key: send it as Authorization: Bearer KEY, or as X-API-Key", "key"),
-                {"WWW-Authenticate": "Bearer"},
-            )
+            reason = "needs the API key: send it as Authorization: Bearer KEY, or as X-API-Key"
+            raise Refusal(401, reason, "key", {"WWW-Authenticate": "Bearer"})
         if b"transfer-encoding" in headers and b"content-length" in headers:
             reason = "a body has a length or comes in chunks, not both"
             raise Refusal(400, reason, "not http", {"Connection": "close"})  # RFC 9112, 6.1
@@ -133,11 +149,12 @@ class Guard:
         limit = self.settings.max_body / MIB
         return Refusal(413, f"the body has more than {limit:g} MiB: send a smaller picture", "too large")
 
-    def _may_post(self, origin: bytes | None, host: bytes) -> bool:
-        if origin is None:
-            return True
-        text = origin.decode("latin-1")
-        return text in self.settings.cors or text.rpartition("//")[2] == host.decode("latin-1")
+    def _check_origin(self, origin: str, host: str) -> None:
+        """Refuse what another site's page asks for."""
+        own = f"http://{host.removesuffix(':80')}", f"https://{host.removesuffix(':443')}"
+        if origin not in own and origin not in self.settings.cors:
+            reason = f"the page is from {origin!r}, this server is {host!r}: name the site with --cors"
+            raise Refusal(403, f"{reason}, or let the proxy pass on Host", "origin")
 
     def _has_key(self, headers: Mapping[bytes, bytes]) -> bool:
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
@@ -153,8 +170,7 @@ class Exchange:
         self._begun = time.perf_counter()
         self._received = self._sent = 0
         self.status = 0
-        self.headers = dict(scope["headers"])
-        given = self.headers.get(b"x-request-id", b"")
+        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
         self.id = given.decode() if REQUEST_ID.fullmatch(given) else f"{PROCESS}{next(NUMBERS):08x}"
 
     async def receive(self) -> Message:
@@ -208,5 +224,6 @@ class Exchange:
                 received=self._received,
                 sent=self._sent,
                 seconds=time.perf_counter() - self._begun,
+                error=scope.get("error"),
             )
         )

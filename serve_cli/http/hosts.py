@@ -24,8 +24,13 @@ class Hosts:
             self._names |= {settings.host.lower(), socket.gethostname().lower()}
 
     def __contains__(self, header: bytes) -> bool:
-        name = PORT.sub("", header.decode("latin-1")).lower()
+        name = name_in(header)
         return name in self._names or "*" in self._names or (self._addresses and is_address(name))
+
+
+def name_in(header: bytes) -> str:
+    """The name in a Host header, without a port."""
+    return PORT.sub("", header.decode("latin-1")).lower()
 
 
 def is_address(name: str) -> bool:

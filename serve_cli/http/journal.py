@@ -26,6 +26,7 @@ class Entry(NamedTuple):
     received: int
     sent: int
     seconds: float
+    error: str | None
 
 
 @dataclass
@@ -59,6 +60,7 @@ class Journal:
                     "bytes_in": entry.received,
                     "bytes_out": entry.sent,
                     "seconds": round(entry.seconds, 6),
+                    **({"error": entry.error} if entry.error else {}),
                 }
                 for entry in entries
             )

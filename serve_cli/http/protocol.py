@@ -138,11 +138,11 @@ class Protocol(H11Protocol):
         is_head = False
         if self._is_answering:
             is_head = self.cycle.scope["method"] == "HEAD"
-            self.cycle.scope["refused"] = status  # type: ignore[typeddict-unknown-key]
-            self.cycle.disconnected = True
+            cast(dict[str, Any], self.cycle.scope).update(refused=status, error=reason)
+            self.cycle.disconnected, self.cycle.waiting_for_100_continue = True, False
             self.cycle.message_event.set()
         elif self._guard.journal.access:
-            self._guard.journal.log.tell(client=(self.client or ("",))[0], status=status, reason=reason)
+            self._guard.journal.log.tell(client=(self.client or ("",))[0], status=status, error=reason)
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             body = error_body(reason)
             headers = [

@@ -1,7 +1,8 @@
 """Why a request gets no answer, as clients and operators see it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
+from typing import Any
 
 from fastapi import HTTPException, Request, Response
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -9,6 +10,12 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from serve_cli.http.telemetry import REFUSED
 
 RETRY_AFTER_S = 1
+
+NOT_HERE = {
+    404: ("no such path", "no such path or model, /docs has all there are"),
+    405: ("no such method", "this path has another method, see /docs"),
+}
+"""What Starlette refuses by itself, in our words, by status."""
 
 
 class Refusal(HTTPException):
@@ -29,16 +36,20 @@ def error_body(reason: str) -> bytes:
     return json.dumps({"error": reason}).encode()
 
 
-def to_response(error: StarletteHTTPException) -> Response:
-    """The response that says why, counted."""
-    REFUSED.labels(getattr(error, "kind", "bad request")).inc()
-    return Response(error_body(error.detail), error.status_code, error.headers, "application/json")
+def to_response(error: StarletteHTTPException, scope: MutableMapping[str, Any]) -> Response:
+    """The response that says why; it is counted, and noted in `scope` for the log."""
+    kind, reason = getattr(error, "kind", "bad request"), error.detail
+    if error.status_code in NOT_HERE:
+        kind, reason = NOT_HERE[error.status_code]
+    REFUSED.labels(kind).inc()
+    scope["error"] = reason
+    return Response(error_body(reason), error.status_code, error.headers, "application/json")
 
 
 async def answer_refusal(request: Request, error: Exception) -> Response:
     """Answer a Refusal, or what Starlette itself refuses: unknown paths, other methods, broken forms."""
     assert isinstance(error, StarletteHTTPException)
-    return to_response(error)
+    return to_response(error, request.scope)
 
 
 async def answer_failure(request: Request, error: Exception) -> Response:

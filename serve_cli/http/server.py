@@ -1,6 +1,7 @@
 """One process that serves: its socket, its event loop, its end."""
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -110,8 +111,8 @@ def listen(settings: Settings) -> socket.socket:
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise InputError(f"cannot listen on {where}: {error.strerror}") from error
+    except (OSError, UnicodeError) as error:
+        raise InputError(f"cannot listen on {where}: {error}") from error
     try:
         if os.name == "posix":  # elsewhere it would let two servers have one port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -119,9 +120,12 @@ def listen(settings: Settings) -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        raise InputError(
-            f"cannot listen on {where}: {error.strerror}; choose another with --port, 0 for any that is free"
-        ) from error
+        advice = (
+            "choose another with --port, 0 for any that is free"
+            if error.errno in (errno.EADDRINUSE, errno.EACCES)
+            else "name an address of this machine with --host"
+        )
+        raise InputError(f"cannot listen on {where}: {error.strerror}; {advice}") from error
     return listener
 
 
@@ -151,6 +155,7 @@ def serve(
     config = uvicorn.Config(
         guard,
         http=Protocol,
+        loop="asyncio",  # whose transports Protocol knows
         ws="none",
         lifespan="off",
         interface="asgi3",
@@ -162,6 +167,7 @@ def serve(
     )
     Server(config, started).run([listener])
     journal.write()
+    log.close()
     work.close()
     if work.is_under_way:  # the interpreter would wait for the threads
         sys.stdout.flush()

@@ -5,6 +5,9 @@ from pathlib import Path
 
 MIB = 1024**2
 
+MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
+"""The variable that makes prometheus_client keep its numbers in files, which all workers add to."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:

@@ -3,10 +3,8 @@
 from collections.abc import Awaitable, Callable
 
 from fastapi import FastAPI, Request, Response
-from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from serve_cli.http.guard import Receive, Scope, Send
-from serve_cli.http.refusal import to_response
 
 Endpoints = dict[str, Callable[[Request], Awaitable[Response]]]
 """What answers POST requests, by path."""
@@ -28,8 +26,5 @@ class Shortcut:
             await self._app(scope, receive, send)
             return
         scope["app"] = self._app  # so Starlette says what is wrong with a form
-        try:
-            response = await endpoint(Request(scope, receive))
-        except StarletteHTTPException as error:
-            response = to_response(error)
+        response = await endpoint(Request(scope, receive))
         await response(scope, receive, send)

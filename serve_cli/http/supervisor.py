@@ -10,49 +10,63 @@ from contextlib import contextmanager
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from tempfile import TemporaryDirectory
-from threading import Event, Thread
+from threading import Thread
 
+from serve_cli.errors import MnistError
 from serve_cli.http.server import serve
-from serve_cli.http.settings import Settings
-from serve_cli.http.telemetry import MULTIPROCESS
-from serve_cli.process import complain, guard
+from serve_cli.http.settings import MULTIPROCESS, Settings
+from serve_cli.http.telemetry import Log
+from serve_cli.process import guard
 from serve_cli.runtime import Predictor
+from serve_cli.workers import without_interrupts
 
 STEP_S = 0.1
 
 PATIENCE_S = 6.0
 """Seconds that workers get to stop, one more than they need."""
 
-PAUSE_S = 1.0
-"""Seconds before a worker that ended is replaced, so that one that cannot live keeps no core busy."""
+STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
 
 CONTEXT = multiprocessing.get_context("spawn")
 """A fork would share onnxruntime's threads and locks and prometheus' files with this process."""
 
 
 def supervise(settings: Settings, listener: socket.socket, started: Callable[[], None]) -> None:
-    """Serve with `settings.workers` processes until SIGTERM or Ctrl-C; `started` is called at the start."""
-    with TemporaryDirectory(prefix="mnist-metrics-") as folder, _told_to_stop() as stop:
+    """Serve with `settings.workers` processes until SIGTERM or Ctrl-C; `started` is called at the start.
+
+    Raises:
+        MnistError: a worker could not go on; it has said why.
+    """
+    with TemporaryDirectory(prefix="mnist-metrics-") as folder, _signals() as told:
         os.environ[MULTIPROCESS] = folder
         workers = [_start(settings, listener) for _ in range(settings.workers)]
-        started()
-        while not stop.is_set():
-            wait([worker.sentinel for worker in workers], STEP_S)
-            for place, worker in enumerate(workers):
-                if worker.exitcode is not None and not stop.is_set():
-                    complain(
-                        "mnist serve", f"a worker ended ({worker.exitcode}), another one takes its place"
-                    )
-                    stop.wait(PAUSE_S)
-                    workers[place] = _start(settings, listener)
-        listener.close()  # or the system would go on to make connections
-        _stop(workers)
+        log = Log()
+        try:
+            started()
+            while not told:
+                wait([worker.sentinel for worker in workers], STEP_S)
+                workers = [_replaced(worker, settings, listener, log) for worker in workers]
+        finally:
+            listener.close()  # or the system would go on to make connections
+            _stop(workers)
+            log.close()
 
 
 def _start(settings: Settings, listener: socket.socket) -> SpawnProcess:
     worker = CONTEXT.Process(target=_work, args=(settings, listener), daemon=True)
-    worker.start()
+    with without_interrupts():  # Ctrl-C reaches all processes of a terminal: ending workers is ours
+        worker.start()
     return worker
+
+
+def _replaced(worker: SpawnProcess, settings: Settings, listener: socket.socket, log: Log) -> SpawnProcess:
+    """The worker, or another one in its place if it was killed."""
+    if worker.exitcode is None:
+        return worker
+    if worker.exitcode >= 0:
+        raise MnistError(f"a worker ended with exit code {worker.exitcode}: see what it said")
+    log.tell(level="error", message="a worker was killed, it is replaced", signal=-worker.exitcode)
+    return _start(settings, listener)
 
 
 def _stop(workers: list[SpawnProcess]) -> None:
@@ -66,14 +80,12 @@ def _stop(workers: list[SpawnProcess]) -> None:
 
 
 @contextmanager
-def _told_to_stop() -> Iterator[Event]:
-    """An event that SIGTERM and Ctrl-C set."""
-    stop = Event()
-    before = {
-        number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)
-    }
+def _signals() -> Iterator[list[int]]:
+    """A list that signals to stop are noted in."""
+    told: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: told.append(number)) for number in STOPPING}
     try:
-        yield stop
+        yield told
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -9,6 +9,8 @@ import traceback
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import cache, lru_cache
+from queue import Full, Queue
+from threading import Thread
 from typing import Any
 
 from prometheus_client import (
@@ -21,8 +23,7 @@ from prometheus_client import (
     multiprocess,
 )
 
-MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
-"""The variable that makes prometheus_client keep its numbers in files, which all workers add to."""
+from serve_cli.http.settings import MULTIPROCESS
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
@@ -32,6 +33,12 @@ LATENCY = Histogram(
 )
 ANSWERS = Counter("mnist_answers", "Images by what the model said they are.", ["label"])
 REFUSED = Counter("mnist_refused", "Requests that were refused, by the reason.", ["reason"])
+
+MOST_LINES = 10_000
+"""Events that wait to be written, a few seconds' requests."""
+
+CLOSE_S = 0.5
+"""Seconds that the last of them have."""
 
 NOT_SURE = "not sure"
 METRICS_TYPE = CONTENT_TYPE_LATEST
@@ -82,14 +89,17 @@ def _second(seconds: int) -> str:
 class Log(logging.Handler):
     """Writes JSON, a line an event: control characters in what clients sent are escaped by it.
 
-    It has a file of its own: while a TIFF is decoded, file descriptor 2 leads nowhere. A log that nobody
-    reads any more ends nothing.
+    It has a file of its own: while a TIFF is decoded, file descriptor 2 leads nowhere. It writes in a thread:
+    a log that nobody reads, or reads any more, stops nothing; events that do not fit are lost.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._file = os.dup(sys.stderr.fileno())
         self._last = ("", 0.0)
+        self._lines: Queue[bytes | None] = Queue(MOST_LINES)
+        self._thread = Thread(target=self._work, daemon=True)
+        self._thread.start()
 
     def catch_all(self) -> None:
         """Take over what libraries log of errors; uvicorn's warnings are of requests, which we log."""
@@ -97,9 +107,22 @@ class Log(logging.Handler):
 
     def write(self, events: Iterable[Mapping[str, Any]]) -> None:
         """Write events, each on a line."""
-        lines = "".join(json.dumps(event) + "\n" for event in events)
+        with suppress(Full):
+            for event in events:
+                self._lines.put_nowait(json.dumps(event).encode() + b"\n")
+
+    def close(self) -> None:
+        """Write what is left, as far as somebody takes it."""
+        with suppress(Full):
+            self._lines.put_nowait(None)
+        self._thread.join(CLOSE_S)
+        super().close()
+
+    def _work(self) -> None:
+        """Write lines, one a call: longer pieces of several processes would mix in a pipe."""
         with suppress(OSError):
-            os.write(self._file, lines.encode())
+            while line := self._lines.get():
+                os.write(self._file, line)
 
     def tell(self, **fields: Any) -> None:
         """Write one event that happens now."""

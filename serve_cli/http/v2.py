@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 
-from serve_cli.http.guard import MODEL, VERSIONED
+from serve_cli.http.guard import HEADER_LENGTH, MODEL, VERSIONED
 from serve_cli.http.load import Load
 from serve_cli.http.shortcut import Endpoints
 from serve_cli.http.telemetry import count_answers
@@ -22,9 +22,6 @@ from serve_cli.http.tensors import (
 from serve_cli.http.work import SMALL_BYTES, Work
 from serve_cli.runtime import OUTPUT_NAMES, Predictor
 from serve_cli.spec import CLASSES, INPUT, MODEL_NAME, MODEL_VERSION, OUTPUTS
-
-HEADER_LENGTH = "inference-header-content-length"
-"""The header that says how many bytes of a body are JSON; tensors follow."""
 
 TAGS: list[str | Enum] = ["Open Inference Protocol"]
 BINARY = "application/octet-stream"

@@ -3,7 +3,7 @@
 
 const SIZE = 280; // side of the drawing that is sent, in pixels
 const SHARPNESS = 3; // pixels of the canvas on the page for each of those
-const PEN = SIZE / 14;
+const PEN = SIZE / 20; // a thicker one fills the holes of small digits
 const STEP = 14, SMALL_STEP = 4; // of the keyboard's pen
 const LIVE_MS = 150; // between two requests in the middle of a stroke
 const PATIENCE_MS = 60_000;
@@ -226,17 +226,17 @@ for (const name of ["dragenter", "dragover", "dragleave", "drop"]) {
   document.addEventListener(name, (event) => {
     event.preventDefault(); // or the browser leaves the page for the file
     sheet.classList.toggle("target", name === "dragenter" || name === "dragover");
-    if (name === "drop") offer(event.dataTransfer, "What was dropped is no file");
+    if (name === "drop") offer(event.dataTransfer, "What you dropped is not a file");
   });
 }
 
 document.addEventListener("paste", (event) => {
-  if (event.target !== $("key")) offer(event.clipboardData, "The clipboard holds no picture");
+  if (event.target !== $("key")) offer(event.clipboardData, "There is no picture in the clipboard");
 });
 
 function offer(transfer, otherwise) {
   if (transfer.files.length) take(transfer.files[0]);
-  else fail(otherwise);
+  else complain(otherwise);
 }
 
 $("file").addEventListener("change", (event) => {
@@ -289,7 +289,7 @@ async function converse(job, signal) {
   const [response, answer] = await send(job, signal).catch(() => []);
   if (signal.aborted) return;
   if (!response) fail(job.picture && !(await isReadable(job.picture)) ? CLOSED : SILENT);
-  else if (response.status === 401) lock(answer.error);
+  else if (response.status === 401) lock();
   else if (!response.ok) refuse(job, response, answer);
   else if (answer.pixels) show(answer, job.final);
   else fail("What the server answers cannot be read");
@@ -324,10 +324,11 @@ function recall() {
   }
 }
 
-function lock(error) {
+function lock() {
   locked = true;
   $("key-form").hidden = false;
-  fail(error ?? "This server wants an API key");
+  fail(key ? "This is not the key" : "This server asks for an API key");
+  $("key").focus();
 }
 
 $("key-form").addEventListener("submit", (event) => {
@@ -364,6 +365,10 @@ function announce(sentence) {
 
 function fail(error) {
   showNothing();
+  complain(error);
+}
+
+function complain(error) {
   if ($("error").textContent !== error) $("error").textContent = error; // or it is read out again and again
   $("error").hidden = false;
 }
@@ -378,7 +383,8 @@ function showNothing() {
 function show(answer, final) {
   const sure = answer.label !== null, { reason, pixels, probabilities } = answer;
   const seen = pixels.some((row) => row.some(Boolean)); // else there is nothing to guess from
-  const guess = seen ? `Best guess ${answer.best_guess}, ${percent(answer.confidence)}` : "";
+  const share = reason?.startsWith("confidence") ? `, ${percent(answer.confidence)}` : "";
+  const guess = seen ? `Best guess ${answer.best_guess}${share}` : "";
   $("error").hidden = true;
   if (sure) showVerdict("sure", answer.label, `${percent(answer.confidence)} sure`);
   else showVerdict("unsure", "Not sure", reason, guess);

@@ -10,7 +10,7 @@ from serve_cli.spec import BUNDLED_MODEL
 from tests.serve_cli.http.serving import Served, serving
 
 SITE = "https://example.org"
-KEY = "open sesame"
+KEY = "open-sesame"
 
 
 @pytest.fixture(scope="module")

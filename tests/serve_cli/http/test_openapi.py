@@ -205,7 +205,7 @@ OTHERS = [(path, method) for path, own in PATHS.items() for method in METHODS if
 def test_a_path_has_no_other_methods(served: Served, session: Any, path: str, method: str) -> None:
     reply = session.request(method.upper(), served.url + path)
     assert (reply.status_code, reply.headers["content-type"]) == (405, "application/json")
-    assert reply.json() == {"error": "Method Not Allowed"}
+    assert reply.json() == {"error": "this path has another method, see /docs"}
     assert reply.headers["allow"] == PATHS[path].upper()
 
 

@@ -39,6 +39,7 @@ def test_requests_answers_and_refusals_are_counted(picture: bytes, workers: int)
     assert found["mnist_request_seconds_count", "/predict"] == 9
     assert found["mnist_answers_total", "7"] == 6
     assert found["mnist_answers_total", "not sure"] == 1
+    assert found["mnist_refused_total", "no such path"] == 1
     assert found["mnist_refused_total", "picture"] == 1
     assert found["mnist_refused_total", "origin"] == 1
 

@@ -21,7 +21,7 @@ pytest.importorskip("geventhttpclient")  # without it tritonclient.http raises a
 triton = pytest.importorskip("tritonclient.http")
 InferenceServerException = pytest.importorskip("tritonclient.utils").InferenceServerException
 
-KEY = "a key of these tests"
+KEY = "a-key-of-these-tests"
 OUTPUTS = ("logits", "probabilities")
 TRITON_PAGE = Path(__file__).parents[3] / "docs" / "triton.md"
 

@@ -18,8 +18,8 @@ PAGE = """<!doctype html>
 <h1>{title} {version}</h1>
 <p>{summary} <a href=".">Draw a digit</a>, or <a href="openapi.json">read the OpenAPI document</a>.
 Errors are JSON with one line in <code>error</code>.</p>
-<pre>curl --data-binary @digit.png http://localhost:8000/predict
-curl -F file=@digit.png 'http://localhost:8000/predict?top_k=3'</pre>
+<pre>curl --data-binary @digit.png localhost:8000/predict
+curl -F file=@digit.png 'localhost:8000/predict?top_k=3'</pre>
 <p>Where the server has an API key, send it as <code>Authorization: Bearer KEY</code> or
 <code>X-API-Key: KEY</code>.</p>
 {operations}

@@ -328,7 +328,7 @@ function lock() {
   locked = true;
   $("key-form").hidden = false;
   fail(key ? "This is not the key" : "This server asks for an API key");
-  $("key").focus();
+  if (key) $("key").focus();
 }
 
 $("key-form").addEventListener("submit", (event) => {

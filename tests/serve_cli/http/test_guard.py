@@ -59,9 +59,13 @@ def test_another_site_may_ask_if_it_is_named(guarded: Served, picture: bytes) ->
     assert "access-control-allow-origin" not in refused.headers
 
 
-def test_errors_reach_the_other_site(guarded: Served) -> None:
-    reply = guarded.ask("/predict", b"no picture", origin=SITE, x_api_key=KEY)
-    assert (reply.status, reply.headers["access-control-allow-origin"]) == (400, SITE)
+@pytest.mark.parametrize(
+    ("key", "body", "status"),
+    [(KEY, b"no picture", 400), ("other", b"", 401), (KEY, b"0" * 2 * 1024**2, 413)],
+)
+def test_errors_reach_the_other_site(guarded: Served, key: str, body: bytes, status: int) -> None:
+    reply = guarded.ask("/predict", body, origin=SITE, x_api_key=key)
+    assert (reply.status, reply.headers["access-control-allow-origin"]) == (status, SITE)
 
 
 def test_preflights_are_answered_without_key(guarded: Served) -> None:

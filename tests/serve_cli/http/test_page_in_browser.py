@@ -254,7 +254,7 @@ def test_the_drawing_is_sent_black_on_white_in_one_size(visit: Visit, options: d
     assert levels.min() == 0
     assert np.ptp(levels, axis=2).max() == 0
     column = np.asarray(picture.convert("L"))[:, 140]
-    assert 18 <= (column[:100] < 128).sum() <= 22
+    assert 12 <= (column[:100] < 128).sum() <= 16
 
 
 def test_a_digit_is_drawn_with_a_finger(visit: Visit) -> None:
@@ -345,7 +345,7 @@ def test_a_picture_is_dropped(visit: Visit, seven_png: Path) -> None:
 def test_a_picture_is_pasted(visit: Visit, seven_png: Path) -> None:
     page = visit()
     paste(page, page.evaluate_handle("new DataTransfer()"))
-    expect(page.locator("#error")).to_have_text("The clipboard holds no picture")
+    expect(page.locator("#error")).to_have_text("There is no picture in the clipboard")
     paste(page, transfer(page, seven_png))
     expect_seven(page)
     expect(page.locator("#error")).to_be_hidden()
@@ -414,8 +414,8 @@ def test_a_doubtful_picture_is_not_sure(visit: Visit) -> None:
     draw(page, [(0.15, 0.3), (0.15, 0.7)])
     draw(page, [(0.6, 0.3), (0.9, 0.3), (0.75, 0.7)])
     expect(page.locator("#verdict")).to_have_text("Not sure")
-    expect(page.locator("#guess")).to_have_text(re.compile(r"^Best guess \d, \d+\.\d\s%$"))
-    expect(page.locator("#announcement")).to_have_text(re.compile(r"^Not sure: .+; best guess \d, .+%$"))
+    expect(page.locator("#guess")).to_have_text(re.compile(r"^Best guess \d$"))
+    expect(page.locator("#announcement")).to_have_text(re.compile(r"^Not sure: .+; best guess \d$"))
     expect(page.locator("#bars .best")).to_have_count(0)
     keep(page, "not-sure")
 
@@ -519,11 +519,14 @@ def test_a_key_is_asked_for_sent_and_kept_for_the_session(visit: Visit) -> None:
 
     page.route(PREDICT, guard)
     draw(page, SEVEN)
-    expect(page.locator("#error")).to_have_text("this server wants an API key")
+    expect(page.locator("#error")).to_have_text("This server asks for an API key")
     keep(page, "key")
-    for key in ("wrong", "opensesame"):
-        page.locator("#key").fill(key)
-        page.locator("#key").press("Enter")
+    page.locator("#key").fill("wrong")
+    page.locator("#key").press("Enter")
+    expect(page.locator("#error")).to_have_text("This is not the key")
+    expect(page.locator("#key")).to_be_focused()
+    page.locator("#key").fill("opensesame")
+    page.locator("#key").press("Enter")
     expect_seven(page)
     expect(page.locator("#key-form")).to_be_hidden()
     page.reload()

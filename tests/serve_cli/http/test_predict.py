@@ -134,3 +134,12 @@ def test_what_is_no_picture_is_refused_in_one_line(served: Served, body: bytes, 
 def test_a_blank_picture_is_not_sure(served: Served) -> None:
     answer = served.ask("/predict", png(np.full((50, 50), 255, np.uint8))).json
     assert (answer["label"], answer["reason"]) == (None, "the picture is blank")
+
+
+@pytest.mark.parametrize("charset", ["punycode", "utf-7", "idna", "undefined"])
+def test_a_form_in_a_charset_that_takes_long_is_refused(served: Served, charset: str) -> None:
+    """Python's punycode takes minutes for a name of a megabyte."""
+    body = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="f-"\r\n\r\n'.encode() + b"a" * 600_000
+    kind = f"multipart/form-data; boundary={BOUNDARY}; charset={charset}"
+    reply = served.ask("/predict", body + f"\r\n--{BOUNDARY}--\r\n".encode(), content_type=kind)
+    assert (reply.status, "charset" in reply.json["error"]) == (400, True)

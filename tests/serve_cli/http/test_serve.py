@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,7 +17,7 @@ import psutil
 import pytest
 
 from tests.command import Mnist
-from tests.serve_cli.http.serving import PATIENCE_S, serving
+from tests.serve_cli.http.serving import PATIENCE_S, Served, serving
 
 
 def test_it_says_where_it_serves() -> None:
@@ -106,8 +108,8 @@ def test_a_worker_that_ends_is_replaced(picture: bytes) -> None:
         wait_until(lambda: len(workers(parent)) == 2 and first[0] not in workers(parent))
         assert {served.ask("/predict", picture).json["label"] for _ in range(20)} == {7}
         assert served.stop() == 0
-        (line,) = [line for line in served.log.read_text().splitlines() if "a worker ended" in line]
-        assert json.loads(line)["code"] == -signal.SIGKILL
+        (line,) = [line for line in served.log.read_text().splitlines() if "was killed" in line]
+        assert json.loads(line)["signal"] == signal.SIGKILL
 
 
 def test_workers_end_with_their_parent() -> None:
@@ -135,3 +137,44 @@ def wait_until(holds: Callable[[], bool]) -> None:
     while not holds():
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def test_workers_that_cannot_go_on_end_the_server(artifact: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model.onnx"
+    shutil.copy(artifact / "model.onnx", model)
+    with serving("--workers", 2, "--model", model) as served:
+        served.ask("/v2")
+        model.unlink()
+        workers(psutil.Process(served.process.pid))[0].kill()
+        assert served.process.wait(PATIENCE_S) == 1
+        assert "a worker ended with exit code 2" in served.log.read_text()
+
+
+def test_a_log_that_nobody_reads_stops_nothing(picture: bytes) -> None:
+    """A pipe holds 64 KiB; what comes after that is lost."""
+    command = [sys.executable, "-m", "serve_cli.app", "serve", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        served = Served(re.search(r"http://\S+:\d+", process.stdout.readline())[0], process, Path())
+        path = "/nothing/" + "x" * 190
+        assert {served.ask(path).status for _ in range(400)} == {404}
+        assert served.ask("/predict", picture).json["label"] == 7
+        assert served.stop() == 0
+
+
+def test_the_event_loop_is_the_one_whose_transports_are_known() -> None:
+    """uvicorn takes uvloop where it is installed."""
+    blocked = "import sys, types; sys.modules['uvloop'] = types.ModuleType('uvloop'); "
+    command = [
+        sys.executable,
+        "-c",
+        blocked + "from serve_cli.app import main; main()",
+        "serve",
+        "--port",
+        "0",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline().startswith("Serving")
+        process.terminate()
+        assert process.wait(PATIENCE_S) == 0

@@ -357,7 +357,7 @@ def test_a_worker_that_was_killed_is_replaced(picture: bytes) -> None:
             assert server.ask("/predict", picture).json["label"] == 7
         wait_until(lambda: len({*workers_of(server)} - {first}) == 2)
         assert second in workers_of(server)
-        assert "another one takes its place" in server.log.read_text()
+        assert "it is replaced" in server.log.read_text()
         second.kill()
         assert server.ask("/predict", picture).json["label"] == 7
         assert server.stop() == 0

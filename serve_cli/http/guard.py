@@ -70,6 +70,9 @@ MAX_HELD = 256 * MIB
 LEFT = 499
 """In log and metrics, the status of a request whose client went away; nginx calls it so."""
 
+LONGEST_NAME = 100
+"""Characters of a host or an origin that an error repeats."""
+
 OTHER = "other"
 """In metrics, the route of all paths that there are not."""
 
@@ -126,7 +129,7 @@ class Guard:
         """
         path, host = scope["path"], headers.get(b"host", b"")
         if host not in self._hosts:
-            name = name_in(host)
+            name = name_in(host)[:LONGEST_NAME]
             reason = f"{name!r} is no name of this server: start it with --allowed-host {name}"
             raise Refusal(421, reason, "host")
         if scope["method"] not in READING and b"origin" in headers:  # programs send none
@@ -153,7 +156,8 @@ class Guard:
         """Refuse what another site's page asks for."""
         own = f"http://{host.removesuffix(':80')}", f"https://{host.removesuffix(':443')}"
         if origin not in own and origin not in self.settings.cors:
-            reason = f"the page is from {origin!r}, this server is {host!r}: name the site with --cors"
+            page, here = origin[:LONGEST_NAME], host[:LONGEST_NAME]
+            reason = f"the page is from {page!r}, this server is {here!r}: name the site with --cors"
             raise Refusal(403, f"{reason}, or let the proxy pass on Host", "origin")
 
     def _has_key(self, headers: Mapping[bytes, bytes]) -> bool:

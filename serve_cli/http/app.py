@@ -5,8 +5,7 @@ from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
+from fastapi import FastAPI, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
@@ -16,7 +15,7 @@ from serve_cli.http.journal import Journal
 from serve_cli.http.load import Load
 from serve_cli.http.predict import add_predict
 from serve_cli.http.reader import Reader
-from serve_cli.http.refusal import Refusal, answer_failure, answer_refusal, to_response
+from serve_cli.http.refusal import answer_failure, answer_refusal
 from serve_cli.http.settings import Settings
 from serve_cli.http.shortcut import Shortcut
 from serve_cli.http.telemetry import METRICS_TYPE, metrics
@@ -83,7 +82,6 @@ def create_app(settings: Settings, predictor: Predictor, journal: Journal) -> tu
     _add_metrics(app, journal)
     _add_page(app)
     app.add_exception_handler(StarletteHTTPException, answer_refusal)
-    app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_exception_handler(Exception, answer_failure)
     routes = frozenset(path for route in app.routes if (path := getattr(route, "path", None)))
     return Guard(Shortcut(app, endpoints), settings, routes, journal, load), work
@@ -107,20 +105,10 @@ def _add_metrics(app: FastAPI, journal: Journal) -> None:
 
 def _add_page(app: FastAPI) -> None:
     folder = files("serve_cli.http") / "page"
-    for path, (name, kind) in PAGE.items():
-        app.add_api_route(
-            path,
-            _file((folder / name).read_bytes(), kind),
-            methods=["GET", "HEAD"],
-            include_in_schema=False,
-        )
-    described = docs_page(app.openapi()).encode()
-    app.add_api_route(
-        "/docs",
-        _file(described, "text/html; charset=utf-8"),
-        methods=["GET", "HEAD"],
-        include_in_schema=False,
-    )
+    pages = {path: ((folder / name).read_bytes(), kind) for path, (name, kind) in PAGE.items()}
+    pages["/docs"] = docs_page(app.openapi()).encode(), PAGE["/"][1]
+    for path, content in pages.items():
+        app.add_api_route(path, _file(*content), methods=["GET", "HEAD"], include_in_schema=False)
 
 
 def _file(content: bytes, kind: str) -> Any:
@@ -128,10 +116,3 @@ def _file(content: bytes, kind: str) -> Any:
         return Response(content, media_type=kind, headers=PAGE_HEADERS)
 
     return answer
-
-
-async def _answer_invalid(request: Request, error: Exception) -> Response:
-    """Answer a query parameter that is not as described, by the first that is wrong."""
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    return to_response(Refusal(400, f"{first['loc'][-1]}: {first['msg']}", "parameter"), request.scope)

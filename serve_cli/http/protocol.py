@@ -29,7 +29,6 @@ class Protocol(H11Protocol):
     A request has from its first byte, a new connection from its start, as long as the settings say.
     """
 
-    stopping = False
     _ended = False
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
@@ -46,8 +45,6 @@ class Protocol(H11Protocol):
         transport.set_write_buffer_limits(high=0)  # so that writing pauses whenever something is left
         transport.max_size = MOST_AT_ONCE  # type: ignore[attr-defined]  # of asyncio's sockets
         self._arrival.set()
-        if self._guard.load.stopping:
-            self.stop()
 
     def data_received(self, data: bytes) -> None:
         """Take what arrived; unless it ends a request, expect the rest."""
@@ -68,7 +65,7 @@ class Protocol(H11Protocol):
         super().handle_events()
         if self.cycle is not before:
             self._guard.load.arrived += 1
-            self.cycle.keep_alive = not self.stopping
+            self.cycle.keep_alive = not self._guard.load.stopping
             self.cycle.transport = cast(asyncio.Transport, Packed(self.transport, self.cycle, self.end))
         if self.conn.their_state in WHOLE:
             self._arrival.met()
@@ -175,8 +172,7 @@ class Protocol(H11Protocol):
     # Stopping
 
     def stop(self) -> None:
-        """Close after the next response."""
-        self.stopping = True
+        """Close after the response that is under way; what begins from now on closes by itself."""
         if self._is_answering:
             self.cycle.keep_alive = False
 

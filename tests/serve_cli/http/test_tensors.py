@@ -21,20 +21,10 @@ from serve_cli.http.tensors import (
     write_response,
 )
 from serve_cli.runtime import Prediction
+from trainer.data import SOURCES
 
 PIXELS = 28 * 28
-FASHION = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
+FASHION = SOURCES["fashion-mnist"].labels
 LABELS = {
     "digits": tuple(range(10)),
     "fashion": FASHION,

@@ -1,7 +1,10 @@
 """The ONNX files: readable by engines that had no part in making them, in any operator set we offer."""
 
+import importlib.util
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,7 @@ from onnx import numpy_helper
 from export.onnx_formats import FIRST_INT8_OPSET, FIRST_OPSET
 from serve_cli.onnx_file import OPERATORS, QUANTIZATION, check_graph
 from serve_cli.runtime import Predictor
+from serve_cli.spec import ARTIFACT_FILE, BUNDLED_MODEL
 from tests.command import Mnist
 from tests.conftest import CALIBRATION
 from trainer.data import Dataset
@@ -19,34 +23,44 @@ from trainer.data import Dataset
 FILES = ("model.onnx", "model.int8.onnx")
 
 
-@pytest.fixture(scope="module")
-def openvino() -> object:
-    """OpenVINO, an engine that shares no code with onnxruntime; its telemetry is off."""
-    os.environ["OPENVINO_TELEMETRY_OPT_OUT"] = "1"
-    return pytest.importorskip("openvino")
+OPENVINO = """
+import sys
+import numpy, openvino
+model, images, batch_size, logits = sys.argv[1:]
+core = openvino.Core()
+core.set_property("CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1})
+model = core.compile_model(core.read_model(model), "CPU")
+images = numpy.load(images)
+parts = range(0, len(images), int(batch_size))
+parts = [model({"image": images[start : start + int(batch_size)]})["logits"].copy() for start in parts]
+numpy.save(logits, numpy.concatenate(parts))
+"""
+"""OpenVINO, an engine that shares no code with onnxruntime, is a program of its own here: it gives the main
+thread another stack for signals and frees it later, after which any signal ends the process."""
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is not installed")
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("batch_size", [1, 7, 256])
 def test_openvino_gives_the_same_answers(
-    openvino: object, artifact: Path, mnist5k: Dataset, file: str, batch_size: int
+    tmp_path: Path, mnist5k: Dataset, file: str, batch_size: int
 ) -> None:
+    """Of the model in the package, whose bytes are the same on every machine."""
+    model = BUNDLED_MODEL / file
     images = mnist5k.test.images.numpy()
-    expected = Predictor(artifact / file).predict(images)
-    core = openvino.Core()
-    core.set_property("CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1})
-    model = core.compile_model(core.read_model(artifact / file), "CPU")
-    parts = [
-        model({"image": images[start : start + batch_size]})["logits"]
-        for start in range(0, len(images), batch_size)
-    ]
-    logits = np.concatenate(parts)
-    tolerance = json.loads((artifact / "artifact.json").read_text())["contract"]["parity"]
+    np.save(tmp_path / "images.npy", images)
+    subprocess.run(
+        [sys.executable, "-c", OPENVINO]
+        + [str(part) for part in (model, tmp_path / "images.npy", batch_size, tmp_path / "logits")],
+        env=os.environ | {"OPENVINO_TELEMETRY_OPT_OUT": "1"},
+        check=True,
+    )
+    expected = Predictor(model).predict(images)
+    logits = np.load(tmp_path / "logits.npy")
+    tolerance = json.loads((BUNDLED_MODEL / ARTIFACT_FILE).read_text())["contract"]["parity"]
     name = "onnx" if file == "model.onnx" else "onnx-int8"
     assert np.abs(logits - expected.logits).max() <= tolerance[name]["tolerance"]
-    flips = (logits.argmax(axis=1) != expected.logits.argmax(axis=1)).sum()
-    assert flips <= (0 if file == "model.onnx" else 2)
+    assert (logits.argmax(axis=1) != expected.logits.argmax(axis=1)).sum() == 0
 
 
 @pytest.mark.parametrize("opset", [FIRST_OPSET, FIRST_INT8_OPSET, 23, onnx.defs.onnx_opset_version()])

@@ -157,8 +157,8 @@ def test_a_recipe_with_everything_equals_plain_pytorch(
             schedule.step()
         expected.append(loss.item())
 
-    # Muon computes in bfloat16 and makes the smallest gradients as large as the others, rounding included: with
-    # eight sets of CPU instructions losses were off by up to 1e-4 in step 8 and by up to 7e-4 later.
+    # Muon computes in bfloat16 and makes the smallest gradients as large as the others, rounding included:
+    # with eight sets of CPU instructions losses were off by up to 1e-4 in step 8 and by up to 7e-4 later.
     assert losses[:8] == pytest.approx(expected[:8], rel=1e-5 if optimizer == "adam" else 5e-4)
     assert losses == pytest.approx(expected, rel=1e-5 if optimizer == "adam" else 5e-3)
     if optimizer == "adam":

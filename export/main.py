@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from serve_cli.errors import InputError, needs_extra
-from serve_cli.process import ending_on_sigterm
+from serve_cli.process import among, ending_on_sigterm
 from serve_cli.spec import ARTIFACT_FOLDER, MODEL_FILES, ONNX_FORMATS
 from trainer.config import DATASETS
 
@@ -38,7 +38,12 @@ def export(
     ],
     format_names: Annotated[
         list[str] | None,
-        typer.Option("--format", help=f"What to make, may be repeated: {CHOICES}; onnx if not given."),
+        typer.Option(
+            "--format",
+            metavar="NAME",
+            autocompletion=among((*MODEL_FILES, ALL)),
+            help=f"What to make, may be repeated: {CHOICES}; onnx if not given.",
+        ),
     ] = None,
     output: Annotated[
         Path | None,
@@ -52,25 +57,41 @@ def export(
     ] = False,
     layout: Annotated[
         str,
-        typer.Option(help="plain, or triton: a model repository for Triton and KServe, of one ONNX file."),
+        typer.Option(
+            metavar="NAME",
+            autocompletion=among((PLAIN, TRITON)),
+            help="plain, or triton: a model repository for Triton and KServe, of one ONNX file.",
+        ),
     ] = PLAIN,
     data_dir: Annotated[
         Path | None,
-        typer.Option(help="Where the test images lie or are downloaded to; MNIST_DATA_DIR if not given."),
+        typer.Option(
+            metavar="DIR", help="Where the test images lie or are downloaded to; MNIST_DATA_DIR if not given."
+        ),
     ] = None,
     opset: Annotated[
-        int | None, typer.Option(help="ONNX operator set, 18 or newer (onnx-int8: 19); 20 if not given.")
+        int | None,
+        typer.Option(metavar="N", help="ONNX operator set, 18 or newer (onnx-int8: 19); 20 if not given."),
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(help=f"For a bare state_dict: what to prove it on ({', '.join(DATASETS)}).")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            autocompletion=among(DATASETS),
+            help=f"For a bare state_dict: what to prove it on ({', '.join(DATASETS)}).",
+        ),
     ] = None,
     mean: Annotated[
         float | None,
-        typer.Option(help="For a bare state_dict: the mean it was trained with; 0.5 if not given."),
+        typer.Option(
+            metavar="X", help="For a bare state_dict: the mean it was trained with; 0.5 if not given."
+        ),
     ] = None,
     std: Annotated[
         float | None,
-        typer.Option(help="For a bare state_dict: the std it was trained with; 0.5 if not given."),
+        typer.Option(
+            metavar="X", help="For a bare state_dict: the std it was trained with; 0.5 if not given."
+        ),
     ] = None,
     license_name: Annotated[
         str,
@@ -81,12 +102,23 @@ def export(
 ) -> None:
     """Export a trained net, with proof.
 
+    Makes of a run, or of a state_dict saved from the tutorial, files that run without this program, in a
+    folder that says what they are: contract, proof, hashes, test vectors, model card.
+
     Each format is run against PyTorch on the whole test split, float formats on edge pictures, too, at batch
     sizes 0, 1, 2, 7, 64 and 256; ONNX in two engines. Only if no logit differs by more than 1e-4 and no label
     at all (for onnx-int8: the accuracy by at most 0.1 points, at most 0.2 % of the labels) does the artifact
-    directory appear; otherwise the exit code is 1 and nothing that stood there is touched.
+    directory appear; otherwise nothing that stood there is touched.
 
-    Example: mnist export runs/notebook --format all --output artifact
+    Exit codes: 0 done, 1 the proof failed, 2 bad usage or bad input, 130 and 143 stopped by Ctrl-C or
+    SIGTERM; nothing is left of what was not proven.
+
+    \b
+    Examples:
+      mnist export runs/notebook
+      mnist export runs/notebook --format all --output artifact
+      mnist export mnist_model.pth --mean 0.1307 --std 0.3081 --license MIT
+      mnist export runs/notebook --layout triton --output repository
     """
     formats = chosen_formats(format_names, layout=layout, opset=opset)
     if layout == TRITON and output is None:

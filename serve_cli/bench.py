@@ -76,11 +76,15 @@ def bench(
 ) -> None:
     """Measure a model on this machine: speed, start, memory, size.
 
-    Of a directory, every format that is there, in turn; PyTorch's need PyTorch. p50 and p99 are the time
-    of a call with one picture, images/s that of the best batch size (--json has all), cold start the time
-    from nothing to the first answer, peak MB the memory that takes. A model computes on one thread.
+    To choose a format, or a machine. Of a directory, every format that is there, in turn; PyTorch's need
+    PyTorch. p50 and p99 are the time of a call with one picture, images/s that of the best batch size
+    (--json has all), cold start the time from nothing to the first answer, peak MB the memory that takes. A
+    model computes on one thread.
 
-    Example: mnist bench artifact
+    \b
+    Examples:
+      mnist bench
+      mnist bench runs/notebook/artifact --rounds 9 --json
     """
     report = measure(model_files(model), rounds)
     for line in [json.dumps(report)] if as_json else as_text(report):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from serve_cli.process import printable
 from serve_cli.spec import BUNDLED_MODEL, MODEL_FILES
@@ -36,6 +36,16 @@ class Commands(TyperGroup):
         if cmd_name in LAZY_COMMANDS:
             return typer.main.get_command(importlib.import_module(LAZY_COMMANDS[cmd_name]).app)
         return super().get_command(ctx, cmd_name)
+
+
+class Infer(TyperCommand):
+    """The command that typer hands its words to unread; it knows itself how they go on."""
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """The words that may stand in place of `incomplete`; none lets the shell complete names of files."""
+        from serve_cli import infer_main
+
+        return infer_main.completions(ctx.args, incomplete)
 
 
 app = typer.Typer(
@@ -68,6 +78,7 @@ def _root(
 
 
 @app.command(
+    cls=Infer,
     add_help_option=False,
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )
@@ -91,9 +102,14 @@ def info(
 ) -> None:
     """Print what a model says about itself.
 
-    Its input and labels, how it was trained, how it was proven.
+    Its input and labels, how it was trained, how it was proven: the contract that every file of mnist export
+    carries. Nothing in the file is run; whether it is true, mnist verify checks.
 
-    Example: mnist info artifact/model.onnx
+    \b
+    Examples:
+      mnist info
+      mnist info artifact/model.onnx
+      mnist info runs/notebook --json
     """
     from serve_cli.model_file import find_model, read_contract
 

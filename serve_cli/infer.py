@@ -1,7 +1,9 @@
 """From names on a command line to answers, in order: pictures are read on all cores, the net runs here."""
 
+import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
@@ -13,7 +15,7 @@ import numpy as np
 
 from serve_cli.answer import Answer
 from serve_cli.errors import InputError
-from serve_cli.picture import find_pictures, read_file, read_stream
+from serve_cli.picture import SUFFIXES, find_pictures, read_file, read_stream
 from serve_cli.preprocess import BLANK, Preprocessed, to_mnist
 from serve_cli.runtime import Predictor
 from serve_cli.spec import IMAGE_SIZE
@@ -76,6 +78,16 @@ def answers(
 def count(names: Sequence[str]) -> int:
     """How many pictures `names` stand for, as far as they can be found."""
     return sum(1 for _ in _sources(names))
+
+
+def left_out(name: str) -> int:
+    """How many files below the folder `name` are not called as pictures are, where others are.
+
+    Hidden files do not count. It is 0 for what is no folder.
+    """
+    files = (file for _, _, files in os.walk(name) for file in files if not file.startswith("."))
+    called = Counter(Path(file).suffix.lower() in SUFFIXES for file in files)
+    return called[False] if called[True] else 0
 
 
 def _sources(names: Sequence[str]) -> Iterator[Source]:

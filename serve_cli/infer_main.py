@@ -9,13 +9,14 @@ import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from serve_cli import process
 from serve_cli.answer import Answer, header
 from serve_cli.errors import InputError, NotSure
-from serve_cli.infer import answers, count
+from serve_cli.infer import answers, count, left_out
 from serve_cli.model_file import find_model
+from serve_cli.picture import SUFFIXES
 from serve_cli.runtime import Predictor
 from serve_cli.spec import BUNDLED_MODEL, CLASSES, Preprocess, floor_of
 
@@ -25,10 +26,22 @@ Batches = Generator[list[Answer | InputError]]
 
 ABOUT = """Read the digit in each picture.
 
-Any size, colour and polarity: the digit is cropped, scaled and centred as MNIST does it. A bad file
-does not stop the others; the exit code says that there was one."""
+For pictures that people drew, scanned or photographed, of any size, colour
+and polarity: the digit is found, cropped, scaled and centred as MNIST does it.
+Answers go to stdout, in order, as they are known. A bad file gives a line on
+stderr and does not stop the others."""
 
-EXAMPLE = "Example: mnist infer digit.png --model artifact --top-k 3"
+ENDING = """Of a folder the files count whose names end as those of pictures do; how many
+others were left out stands on stderr. Percentages are rounded, --json and
+--csv are not. Names that begin with - go after --.
+
+Exit codes: 0 all were read, 1 the output or a worker failed, 2 bad usage or a
+bad file, 3 not sure of a picture and no file was bad, 130 interrupted.
+
+Examples:
+  mnist infer digit.png
+  mnist infer scans --json > answers.jsonl
+  mnist infer digit.png --model artifact --top-k 3 --show"""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -73,7 +86,19 @@ def infer(options: argparse.Namespace) -> int:
                     process.complain(PROGRAM, str(error))
                     exit_code = error.exit_code
             sys.stdout.flush()
+    _tell_what_was_left_out(options.images)
     return exit_code
+
+
+def _tell_what_was_left_out(names: Sequence[str]) -> None:
+    for name in names:
+        if number := left_out(name):
+            others = f"{number:,} file{'s' * (number > 1)}"
+            endings = ", ".join(sorted(SUFFIXES))
+            process.complain(
+                PROGRAM,
+                f"{name}: left out {others} not called {endings}: name them one by one if they matter",
+            )
 
 
 def _teller(options: argparse.Namespace, labels: Sequence[int | str]) -> Callable[[Answer], object]:
@@ -84,8 +109,8 @@ def _teller(options: argparse.Namespace, labels: Sequence[int | str]) -> Callabl
         import csv
 
         table = csv.writer(sys.stdout, lineterminator="\n")
-        table.writerow(header(labels))
-        return lambda answer: table.writerow(answer.to_row())
+        table.writerow(_cells(header(labels)))
+        return lambda answer: table.writerow(_cells(answer.to_row()))
     if options.show:
         from serve_cli.seen import draw, has_colours
 
@@ -95,6 +120,11 @@ def _teller(options: argparse.Namespace, labels: Sequence[int | str]) -> Callabl
             f"{draw(answer.picture.pixels, colours=colours)}\n"
         )
     return lambda answer: sys.stdout.write(process.printable(answer.to_text(options.top_k)) + "\n")
+
+
+def _cells(row: Sequence[object]) -> list[object]:
+    """A row whose names are one line each: a table is for people's terminals and tools, too."""
+    return [process.printable(cell) if isinstance(cell, str) else cell for cell in row]
 
 
 def _saver(options: argparse.Namespace) -> Callable[[Answer], object]:
@@ -139,17 +169,49 @@ class Parser(argparse.ArgumentParser):
         sys.stdout.write(self.format_help())
 
 
+class Word(NamedTuple):
+    """What may stand next on the command line, for the completion of a shell."""
+
+    value: str
+    help: str | None
+
+
+def completions(arguments: Sequence[str], incomplete: str) -> list[Word]:
+    """The words that begin with `incomplete` and may follow `arguments`; none where a file is to be named."""
+    options: dict[str, argparse.Action] = _parser()._option_string_actions
+    before = options.get(arguments[-1]) if arguments else None
+    if before is not None and before.nargs != 0:
+        words = [Word(str(choice), None) for choice in before.choices or ()]
+    elif incomplete.startswith("-"):
+        words = [Word(name, action.help) for name, action in options.items()]
+    else:
+        words = []
+    return [word for word in words if word.value.startswith(incomplete)]
+
+
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The options: images, model, json, csv, show, top_k, preprocess, save_input, min_confidence.
 
     Raises:
         InputError: bad usage.
     """
+    parser = _parser()
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    options = parser.parse_intermixed_args(arguments[:end])
+    options.images += arguments[end + 1 :]  # argparse would take those that begin with - for options
+    if not options.images:
+        parser.error("no picture is named")
+    if options.csv and options.top_k > 1:
+        parser.error("--csv has the probability of every label: leave --top-k out")
+    return options
+
+
+def _parser() -> Parser:
     parser = Parser(
         prog=PROGRAM,
         usage=f"{PROGRAM} [OPTIONS] IMAGE...",
         description=ABOUT,
-        epilog=EXAMPLE,
+        epilog=ENDING,
         formatter_class=Help,
         add_help=False,
         allow_abbrev=False,
@@ -170,7 +232,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     forms.add_argument("--csv", action="store_true", help="Print a table, a row a picture.")
     forms.add_argument("--show", action="store_true", help="Draw, below each answer, what the net saw.")
     group.add_argument(
-        "--top-k", type=_rank, default=1, metavar="N", help="How many labels to print, best first (1 to 10)."
+        "--top-k",
+        type=_rank,
+        default=1,
+        metavar="N",
+        help="How many labels to print, best first (1 to 10); --csv has all.",
     )
     group.add_argument(
         "--preprocess",
@@ -191,12 +257,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="Below this, 0 to 1, the answer is 'not sure', exit code 3; else the model's own limit.",
     )
     group.add_argument("-h", "--help", action="help", help="Show this message and exit.")
-    end = arguments.index("--") if "--" in arguments else len(arguments)
-    options = parser.parse_intermixed_args(arguments[:end])
-    options.images += arguments[end + 1 :]  # argparse would take those that begin with - for options
-    if not options.images:
-        parser.error("no picture is named")
-    return options
+    return parser
 
 
 def _rank(text: str) -> int:

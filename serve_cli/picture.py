@@ -209,8 +209,6 @@ def _open(data: bytes, kind: str, name: str, mode: str) -> Image.Image:
     stream = io.BytesIO(data) if len(data) <= LARGE else _Impatient(data)
     image = _plugin(kind)(stream)
     width, height = image.size
-    if not width * height:
-        raise InputError(f"{name} has {width}x{height} pixels: save it again as PNG or JPEG")
     if width * height > MAX_PIXELS:
         raise InputError(
             f"{name} has {width}x{height} pixels, more than {MAX_PIXELS // 10**6} million: "

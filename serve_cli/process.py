@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from serve_cli.errors import MnistError
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
 """Exit codes after Ctrl-C and kill, as shells have them."""
+
+HELP = ["-h", "--help"]
 
 LAUNCHED = "trainer.main"
 """The program that launchers start in many processes, of which the first one speaks."""
@@ -34,9 +36,15 @@ def printable(text: str) -> str:
 
 
 def complain(program: str, message: str) -> None:
-    """Print `message` on stderr as one line; of a launched group, only in the first process."""
+    """Print `message` on stderr as one line; of a launched group, only in the first process.
+
+    Where standard error fails, the exit code alone says it.
+    """
     if program != LAUNCHED or is_first_process():
-        print(f"{program}: {printable(message)}", file=sys.stderr)  # noqa: T201
+        try:
+            print(f"{program}: {printable(message)}", file=sys.stderr)  # noqa: T201
+        except OSError:
+            discard(sys.stderr)
 
 
 def say(line: str) -> None:
@@ -44,13 +52,13 @@ def say(line: str) -> None:
     try:
         print(line, flush=True)  # noqa: T201
     except OSError as error:
-        discard_output()
+        discard(sys.stdout)
         complain("mnist", f"standard output is lost ({error.strerror}), the work goes on")
 
 
-def discard_output() -> None:
-    """Send what standard output still holds nowhere, so that it cannot fail again at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def discard(stream: IO[str]) -> None:
+    """Send what a standard stream still holds nowhere, so that it cannot fail again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def open_missing_streams() -> None:
@@ -70,6 +78,15 @@ def ending_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def among(names: Sequence[str]) -> Callable[[str], list[str]]:
+    """What completes a word in a shell to one of `names`: the `autocompletion` of a typer option."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in names if name.startswith(incomplete)]
+
+    return complete
+
+
 def run(app: "typer.Typer", program: str, arguments: Sequence[str] | None = None) -> int:
     """Run a typer app and return its exit code; errors become one line on stderr.
 
@@ -82,10 +99,10 @@ def _call(app: "typer.Typer", program: str, arguments: Sequence[str] | None) -> 
     import typer  # 50 ms, which `mnist infer` does not have
 
     try:
-        return int(app(arguments, prog_name=program, standalone_mode=False) or 0)
+        return int(app(arguments, prog_name=program, standalone_mode=False, help_option_names=HELP) or 0)
     except typer.TyperException as error:
-        context = getattr(error, "ctx", None)
-        program = context.command_path if context else program
+        context = getattr(error, "ctx", None)  # an option without its value has none
+        program = context.command_path if context else " ".join((program, *(arguments or ())[:1]))
         complain(program, f"{error.format_message()} (see {program} --help)")
         return error.exit_code
     except typer.Abort:
@@ -102,7 +119,7 @@ def guard(program: str, command: Callable[[], int]) -> int:
         complain(program, str(error))
         return error.exit_code
     except OSError as error:  # a disk that is full, a reader of our output that has gone
-        discard_output()
+        discard(sys.stdout)
         if not isinstance(error, BrokenPipeError):
             complain(program, str(error) if error.filename else f"standard output: {error.strerror or error}")
         return 1
@@ -110,5 +127,6 @@ def guard(program: str, command: Callable[[], int]) -> int:
         exit_code = INTERRUPTED
     if exit_code == INTERRUPTED:  # typer returns this code for a KeyboardInterrupt that it caught
         with suppress(KeyboardInterrupt):  # of somebody who cannot wait
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end is near, it shall be an orderly one
             complain(program, "interrupted")
     return exit_code

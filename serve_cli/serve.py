@@ -89,7 +89,14 @@ def serve(
     Protocol, as Triton and KServe speak it; /docs describes both, /metrics is for Prometheus. Ctrl-C or
     SIGTERM stops it within 5 s, after it has answered the requests that it accepted.
 
-    Example: mnist serve --port 8080
+    Exit codes: 0 stopped as asked, 1 the system failed, 2 bad usage, no model, or an address that is taken.
+
+    \b
+    Examples:
+      mnist serve --port 8080
+      mnist serve --model artifact --workers 4 --no-access-log
+      mnist serve --host 0.0.0.0 --allowed-host digits.example.org --api-key KEY
+      curl --data-binary @digit.png http://127.0.0.1:8000/predict
     """
     if workers == 1:
         os.environ.pop(MULTIPROCESS, None)  # of somebody else's: prometheus_client looks at it when imported

@@ -10,6 +10,7 @@ import typer
 
 from serve_cli.errors import CheckFailed, InputError
 from serve_cli.model_file import foreign_file, read_bytes, read_contract, read_inventory
+from serve_cli.process import printable
 from serve_cli.protobuf import fields
 from serve_cli.spec import (
     ARTIFACT_FILE,
@@ -51,14 +52,22 @@ def verify(
 ) -> None:
     """Check an artifact: its hashes, its contracts, its answers.
 
-    Every file is compared with its hash in artifact.json, each model's contract with the one there, and the
-    ONNX files replay the stored test vectors. It needs no torch, so torch's own formats are checked but not
-    run. The exit code is 1 if anything differs.
+    For a model that was copied, downloaded or taken to another machine. Every file is compared with its hash
+    in artifact.json, each model's contract with the one there, and the ONNX files replay the stored test
+    vectors. It needs no torch, so torch's own formats are checked but not run. A line about each file, then
+    the verdict; the first difference ends it. That a file is whole does not say who made it.
 
-    Example: mnist verify artifact
+    Exit codes: 0 all is as it was exported, 1 something differs, 2 there is nothing to check.
+
+    \b
+    Examples:
+      mnist verify runs/notebook
+      mnist verify repository
     """
-    for line in verify_artifact(find_artifact(artifact)):
-        typer.echo(line)
+    folder = find_artifact(artifact)
+    lines = verify_artifact(folder)
+    for line in [*lines, f"{folder}: verified, all {len(lines)} files are as they were exported"]:
+        typer.echo(printable(line))
 
 
 def find_artifact(path: Path) -> Path:

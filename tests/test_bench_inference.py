@@ -15,7 +15,9 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "bench_inference"
 @pytest.fixture(scope="module")
 def script() -> dict[str, Any]:
     """What the script defines."""
-    return runpy.run_path(str(SCRIPT))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCRIPT.parent)
+        return runpy.run_path(str(SCRIPT))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -26,9 +28,12 @@ def test_one_round_of_everything(artifact: Path, tmp_path: Path) -> None:
     done = subprocess.run([*command, *small], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     report = json.loads(path.read_bytes())
-    assert set(report) == {"machine", "versions", "rounds", "start", "folders", "memory"}
+    assert set(report) == {
+        *("machine", "versions", "rounds", "start", "folders", "calls", "memory", "comparisons"),
+    }
     assert [figure["contestant"] for figure in report["start"]] == [
-        *("imports", "mnist infer, genuine digit", "mnist infer, drawing", "torch", "typer", "mnist --help"),
+        *("imports", "mnist infer, genuine digit", "mnist infer, drawing", "torch", "PyTorch script"),
+        *("onnxruntime script", "typer", "mnist --help"),
     ]
     kinds = [(figure["pictures"], figure["contestant"]) for figure in report["folders"]]
     assert kinds == [
@@ -37,11 +42,24 @@ def test_one_round_of_everything(artifact: Path, tmp_path: Path) -> None:
         for name in ("decoding alone", "mnist infer")
     ]
     assert min(figure["pictures_per_second"] for figure in report["folders"]) > 0
+    assert [figure["contestant"] for figure in report["calls"]] == [
+        *("Predictor", "session.run, our file", "session.run, float file", "PyTorch eager"),
+    ]
+    for figure in report["calls"]:
+        assert figure["call_us"].keys() == {"1", "32", "256"}
+        assert min(figure["call_us"].values()) > 1
+    assert [item["theirs"] for item in report["comparisons"] if "one drawing" in item["what"]] == [
+        "numpy, Pillow, onnxruntime imported, no answer",
+        "TorchScript behind our preprocessing",
+        "PyTorch script, resize alone",
+        "onnxruntime script, resize alone",
+    ]
+    assert len(report["comparisons"]) == 4 + 1 + 3 + 3 * 3
     assert [(figure["pictures"], figure["number"]) for figure in report["memory"]] == [
         *(("photos", 1), ("drawings", 2), ("drawings", 20)),
     ]
     assert report["memory"][0]["own_bytes"] > 1e6, "a photo takes some room"
-    assert done.stdout.count("### ") == 3
+    assert done.stdout.count("### ") == 4
 
 
 def test_tables(script: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

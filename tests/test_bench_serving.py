@@ -21,7 +21,9 @@ LAST = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 11\r\n\r\n" + A
 @pytest.fixture(scope="module")
 def script() -> dict[str, Any]:
     """What the script defines."""
-    return runpy.run_path(str(SCRIPT))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCRIPT.parent)
+        return runpy.run_path(str(SCRIPT))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -32,9 +34,13 @@ def test_one_round_of_everything(tmp_path: Path) -> None:
     done = subprocess.run([*command, *small], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     report = json.loads(path.read_bytes())
-    assert set(report) == {"machine", "versions", "rounds", "throughput", "overload", "memory"}
+    assert set(report) == {
+        *("machine", "versions", "rounds", "throughput", "overload", "memory", "comparisons"),
+    }
     assert [(figure["connections"], figure["contestant"]) for figure in report["throughput"]] == [
-        (number, name) for number in (1, 4) for name in ("mnist serve", "constant", "bare asyncio")
+        (number, name)
+        for number in (1, 4)
+        for name in ("mnist serve", "plain FastAPI", "constant", "bare asyncio")
     ]
     assert [figure["load"] for figure in report["overload"]] == [0.5, 10]
     (memory,) = report["memory"]
@@ -47,6 +53,7 @@ def test_one_round_of_everything(tmp_path: Path) -> None:
         assert figure["refused"] == 0
     for figure in report["throughput"] + report["overload"]:
         assert 0 < figure["answered_p50_ms"] <= figure["answered_p99_ms"]
+    assert len(report["comparisons"]) == 2 * 3 * 2, "rate and latency beside each of the others"
     assert done.stdout.count("### ") == 4
 
 
@@ -177,7 +184,12 @@ def test_open_loop_does_not_wait_for_answers(script: dict[str, Any]) -> None:
 
 def test_tables(script: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     same = {"connections": 16, "errors": 1, "refused": 0, "answered_p50_ms": 2.0, "answered_p99_ms": 4.0}
-    rates = {"mnist serve": (1000, 1500, 2000), "constant": (3000,), "bare asyncio": (20000,)}
+    rates = {
+        "mnist serve": (1000, 1500, 2000),
+        "plain FastAPI": (1200,),
+        "constant": (3000,),
+        "bare asyncio": (20000,),
+    }
     script["tell_throughput"](
         [
             {**same, "contestant": name, "requests_per_second": rate}
@@ -188,8 +200,8 @@ def test_tables(script: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> N
     sizes = {"before_bytes": 2**20, "after_bytes": 3 * 2**20, "samples_bytes": [4 * 2**20]}
     script["tell_memory"]([{**sizes, "answered": 1000, "errors": 1, "refused": 2}])
     lines = capsys.readouterr().out.splitlines()
-    assert "| 16 | 1,500 (1,000 to 2,000) | 3,000 | 20,000 | 0.50 | 5 |" in lines
-    assert "| 16 | 2.0 | 4.0 | 2.0 | 4.0 |" in lines
+    assert "| 16 | 1,500 (1,000 to 2,000) | 1,200 | 3,000 | 20,000 | 0.50 | 6 |" in lines
+    assert "| 16 | 2.0 | 4.0 | 2.0 | 4.0 | 2.0 | 4.0 |" in lines
     assert "| 1,000 | 1.0 | 4.0 | 3.0 | 2.0 | 3 |" in lines
 
 

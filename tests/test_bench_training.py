@@ -23,7 +23,9 @@ Benchmark = Callable[..., dict[str, Any]]
 @pytest.fixture(scope="module")
 def script() -> dict[str, Any]:
     """What the script defines."""
-    return runpy.run_path(str(SCRIPT))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCRIPT.parent)
+        return runpy.run_path(str(SCRIPT))
 
 
 @pytest.fixture
@@ -62,8 +64,9 @@ def benchmark(
 
 def test_speed(benchmark: Benchmark, capsys: pytest.CaptureFixture[str]) -> None:
     report = benchmark("speed", "--batches", "1024")
-    assert set(report) == {"machine", "versions", "dataset", "speed"}
-    assert set(report["machine"]) == {"cpu", "cores", "load"}
+    assert set(report) == {"machine", "versions", "dataset", "rounds", "speed", "comparisons"}
+    assert set(report["machine"]) == {"cpu", "cores", "governor", "memory_bytes", "system", "load"}
+    assert report["machine"]["memory_bytes"] > 2**28
     assert "torch" in report["versions"]
     names = [(figure["contestant"], figure["batch_size"]) for figure in report["speed"]]
     assert names == [("tutorial", 64), ("bare", 1024), ("bare, default threads", 1024), ("ours", 1024)]
@@ -73,6 +76,10 @@ def test_speed(benchmark: Benchmark, capsys: pytest.CaptureFixture[str]) -> None
             *("threads", "images_per_second", "process_s"),
         }
         assert min(figure["threads"], figure["images_per_second"], figure["process_s"]) > 0
+    assert [(item["theirs"], item["more_is_better"]) for item in report["comparisons"]] == [
+        ("bare tensor loop, 1 thread", True),
+        ("bare tensor loop, default threads", True),
+    ], "the tutorial has another batch size"
     captured = capsys.readouterr()
     assert captured.out.count("\n| ") == 2 + len(names)
     assert captured.err == "", "progress is for terminals"
@@ -125,3 +132,25 @@ def test_table_of_accuracies(script: dict[str, Any], capsys: pytest.CaptureFixtu
     assert "| 98% | whole process | not in 2 epochs | 25.00 (20.00 to 30.00) | 2 (2 to 3) |  |" in lines
     own = "| tutorial's own, 96.50% (96.00% to 97.00%) | training alone | 16.00 | 8.00 | 1 | 2.0 |"
     assert own in lines
+
+
+def test_comparison_of_accuracies(script: dict[str, Any]) -> None:
+    """What did not get there in a round is None there."""
+
+    def points(*accuracies: float) -> list[dict[str, float]]:
+        return [
+            {"accuracy": accuracy, "process_s": 10.0 * number}
+            for number, accuracy in enumerate(accuracies, 1)
+        ]
+
+    first, second, own = script["compare_accuracies"](
+        [
+            {"contestant": "tutorial", "points": points(0.95, 0.97)},
+            {"contestant": "ours", "points": points(0.971, 0.98)},
+            {"contestant": "tutorial", "points": points(0.95, 0.96)},
+            {"contestant": "ours", "points": points(0.969, 0.97, 0.98)},
+        ]
+    )
+    assert (first.our_values, first.their_values) == ([10.0, 20.0], [20.0, None])
+    assert (second.our_values, second.their_values) == ([20.0, 30.0], [None, None])
+    assert (own.our_values, own.their_values) == ([10.0, 10.0], [20.0, 20.0])

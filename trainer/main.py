@@ -11,6 +11,7 @@ import typer
 
 from serve_cli import process
 from serve_cli.errors import InputError, needs_extra
+from serve_cli.process import among
 from trainer.config import (
     DATASETS,
     DEFAULT_RECIPE,
@@ -33,14 +34,25 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Option(
+            metavar="NAME",
+            autocompletion=among(tuple(RECIPES)),
             help=f"Named settings, which the other flags override: {', '.join(RECIPES)}; "
-            f"{DEFAULT_RECIPE} if not given."
+            f"{DEFAULT_RECIPE} if not given.",
         ),
     ] = None,
-    dataset: Annotated[str | None, typer.Option(help=f"What to learn: {', '.join(DATASETS)}.")] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            autocompletion=among(DATASETS),
+            help=f"What to learn: {', '.join(DATASETS)}; mnist if not given.",
+        ),
+    ] = None,
     data_dir: Annotated[
         Path | None,
-        typer.Option(help="Folder with the data, or to download it to; MNIST_DATA_DIR if not given."),
+        typer.Option(
+            metavar="DIR", help="Folder with the data, or to download it to; MNIST_DATA_DIR if not given."
+        ),
     ] = None,
     output: Annotated[
         Path | None,
@@ -66,63 +78,97 @@ def train(
         typer.Option(metavar="STEPS", min=1, help="Save every so many steps, besides after each epoch."),
     ] = None,
     num_processes: Annotated[
-        int | None, typer.Option(min=1, help="Train in so many processes on this machine.")
+        int | None, typer.Option(metavar="N", min=1, help="Train in so many processes on this machine.")
     ] = None,
     tracker: Annotated[
-        str | None, typer.Option(help=f"Write curves for {', '.join(TRACKERS)} into the run directory.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            autocompletion=among(TRACKERS),
+            help=f"Write curves for {', '.join(TRACKERS)} into the run directory.",
+        ),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training set.")] = None,
+    epochs: Annotated[int | None, typer.Option(metavar="N", help="Passes over the training set.")] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Images a step, over all processes together.")
+        int | None, typer.Option(metavar="N", help="Images a step, over all processes together.")
     ] = None,
     accumulate: Annotated[
         int | None,
-        typer.Option(help="Parts that each process computes its share of a batch in, to save memory."),
+        typer.Option(
+            metavar="N", help="Parts that each process computes its share of a batch in, to save memory."
+        ),
     ] = None,
     optimizer: Annotated[
-        str | None, typer.Option(help=f"What takes the steps: {', '.join(OPTIMIZERS)}.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            autocompletion=among(OPTIMIZERS),
+            help=f"What takes the steps: {', '.join(OPTIMIZERS)}.",
+        ),
     ] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate; the peak of one-cycle.")] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="Decoupled weight decay, as in AdamW.")] = None,
+    lr: Annotated[
+        float | None, typer.Option(metavar="X", help="Learning rate; the peak of one-cycle.")
+    ] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(metavar="X", help="Decoupled weight decay, as in AdamW.")
+    ] = None,
     schedule: Annotated[
-        str | None, typer.Option(help=f"Of the learning rate: {', '.join(SCHEDULES)}.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            autocompletion=among(SCHEDULES),
+            help=f"Of the learning rate: {', '.join(SCHEDULES)}.",
+        ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Of weights, sample order, distortions and strangers.")
+        int | None, typer.Option(metavar="N", help="Of weights, sample order, distortions and strangers.")
     ] = None,
     hidden: Annotated[
         str | None, typer.Option(metavar="SIZES", help="Hidden layers, such as 128,64.")
     ] = None,
     distortion: Annotated[
-        float | None, typer.Option(help="Strength of random distortions: 0 for none, 1 as people's pens.")
+        float | None,
+        typer.Option(metavar="X", help="Strength of random distortions: 0 for none, 1 as people's pens."),
     ] = None,
     strangers: Annotated[
         float | None,
-        typer.Option(help="Part of each batch that is made no digit, up to 0.5, to learn when to be unsure."),
+        typer.Option(
+            metavar="X",
+            help="Part of each batch that is made no digit, up to 0.5, to learn when to be unsure.",
+        ),
     ] = None,
     mixed_precision: Annotated[
-        str | None, typer.Option(help=f"Precision of the products: {', '.join(PRECISIONS)}.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            autocompletion=among(PRECISIONS),
+            help=f"Precision of the products: {', '.join(PRECISIONS)}.",
+        ),
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option(help="CPU threads a process; another number rounds differently."),
+        typer.Option(metavar="N", help="CPU threads a process; another number rounds differently."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Use only the first images, for a quick try.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", help="Use only the first N images, for a quick try.")
+    ] = None,
     patience: Annotated[
         int | None,
         typer.Option(
+            metavar="N",
             help="Stop after so many epochs without a lower validation loss, with the best weights; needs "
-            "--validation-fraction above 0."
+            "--validation-fraction above 0.",
         ),
     ] = None,
     validation_fraction: Annotated[
         float | None,
         typer.Option(
-            help="Part of the training set to validate on, up to 0.5; 0: the test set, as in the tutorial."
+            metavar="X",
+            help="Part of the training set to validate on, up to 0.5; 0: the test set, as in the tutorial.",
         ),
     ] = None,
-    mean: Annotated[float | None, typer.Option(help="Subtracted from pixels (0 to 1).")] = None,
-    std: Annotated[float | None, typer.Option(help="What pixels are then divided by.")] = None,
+    mean: Annotated[float | None, typer.Option(metavar="X", help="Subtracted from pixels (0 to 1).")] = None,
+    std: Annotated[float | None, typer.Option(metavar="X", help="What pixels are then divided by.")] = None,
 ) -> None:
     """Train the digit classifier.
 
@@ -133,7 +179,18 @@ def train(
     seconds; `best` takes minutes for the last points. Ctrl-C or SIGTERM saves and stops; the same command
     with --resume goes on there, in the middle of an epoch.
 
-    Example: accelerate launch -m trainer.main --recipe notebook --output runs/notebook
+    `accelerate launch -m trainer.main` is the same program with the same flags, for several machines and
+    for accelerate's own configurations.
+
+    Exit codes: 0 done, 1 the system failed, 2 bad usage or bad input, 130 and 143 stopped by Ctrl-C or
+    SIGTERM. accelerate turns all but 0 into 1.
+
+    \b
+    Examples:
+      mnist train --recipe notebook --output runs/notebook
+      mnist train --recipe best --num-processes 2 --output runs/best
+      mnist train --recipe best --num-processes 2 --output runs/best --resume
+      accelerate launch -m trainer.main --recipe notebook --output runs/notebook
     """
     if resume and overwrite:
         raise InputError("--resume goes on with a run, --overwrite starts anew: give one of them")

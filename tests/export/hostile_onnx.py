@@ -177,6 +177,10 @@ def without_relu(graph: onnx.GraphProto) -> None:
     graph.node.remove(relu)
 
 
+def of_the_image_again(graph: onnx.GraphProto) -> None:
+    node_of(graph, "Relu").input[0] = "image"
+
+
 def relu_of_logits(graph: onnx.GraphProto) -> None:
     division = next(node for node in graph.node if "temperature" in node.input)
     graph.node.insert(list(graph.node).index(division), helper.make_node("Relu", ["logits"], ["positive"]))
@@ -197,6 +201,7 @@ HOSTILE_GRAPHS: dict[str, tuple[Change, str]] = {
     "a large divisor": (wider, "as many numbers as it claims"),
     "constants multiplied": (side_by_side, "Gemm has other attributes than ours"),
     "a product with itself": (of_its_own_output, "that is no constant"),
+    "a layer that is passed over": (of_the_image_again, "reads image where"),
     "an attribute of two values": (of_two_values, "2 values where one belongs"),
     "integers": (to_integers, "Cast has other attributes"),
     "columns": (in_columns, "constants that do not fit"),

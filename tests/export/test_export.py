@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -407,6 +408,7 @@ def test_ctrl_c_leaves_no_half_file(
     def interrupt(path: Path) -> None:
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(signal, "signal", lambda number, handler: signal.getsignal(number))  # pytest's stay
     spoil(monkeypatch, "torchscript", interrupt)
     result = mnist("export", run_directory, "--format", "torchscript", "--output", tmp_path / "out")
     assert result.code == 130
@@ -501,7 +503,17 @@ def test_a_damaged_run(
     mnist("export", run, "--output", tmp_path / "out").assert_refused(name)
 
 
-def test_weights_that_do_not_fit_the_config(run_directory: Path, tmp_path: Path, mnist: Mnist) -> None:
+def test_weights_of_other_sizes_than_the_config_says(
+    run_directory: Path, tmp_path: Path, mnist: Mnist
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_directory, run)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "hidden": [128, 32]}))
+    mnist("export", run, "--output", tmp_path / "out").assert_refused("hidden layers (128, 64)", "(128, 32)")
+
+
+def test_weights_that_do_not_fit_the_report(run_directory: Path, tmp_path: Path, mnist: Mnist) -> None:
     run = tmp_path / "run"
     shutil.copytree(run_directory, run)
     bare(run)

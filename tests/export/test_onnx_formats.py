@@ -6,19 +6,24 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 
-from export.onnx_formats import FIRST_INT8_OPSET, FIRST_OPSET
+from export.format import Order
+from export.onnx_formats import FIRST_INT8_OPSET, FIRST_OPSET, convert_onnx
+from serve_cli.errors import InputError
 from serve_cli.onnx_file import OPERATORS, QUANTIZATION, check_graph
 from serve_cli.runtime import Predictor
 from serve_cli.spec import ARTIFACT_FILE, BUNDLED_MODEL
 from tests.command import Mnist
 from tests.conftest import CALIBRATION
 from trainer.data import Dataset
+from trainer.model import MLP, DeployedModel, Normalize
 
 FILES = ("model.onnx", "model.int8.onnx")
 
@@ -80,6 +85,22 @@ def test_every_opset_is_written_proven_and_run_or_refused(
                 (f"mnist: --opset {opset} cannot be", f"mnist: --opset is {opset}, {name} takes")
             )
             assert not output.exists()
+
+
+def test_an_exporter_that_writes_another_opset_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's own does so, silently, where it cannot write the one asked for."""
+    genuine = torch.onnx.export
+
+    def other(*arguments: Any, opset_version: int, **keywords: Any) -> Any:
+        return genuine(*arguments, opset_version=20, **keywords)
+
+    monkeypatch.setattr(torch.onnx, "export", other)
+    model = DeployedModel(MLP((4,)), Normalize(0.5, 0.5)).eval()
+    with pytest.raises(InputError, match="--opset 21 cannot be written, the exporter made it 20"):
+        convert_onnx(model, tmp_path / "model.onnx", Order(opset=21, calibration=np.zeros(0, np.uint8)))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -1,5 +1,6 @@
 """The proof sees what it must see: a difference in any sample, at any batch size, in any engine, and NaN."""
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -63,9 +64,38 @@ def add(picture: int, *, logit: float = 0.0, probability: float = 0.0) -> Callab
     return change
 
 
+def flip(count: int) -> Callable[[np.ndarray, np.ndarray], None]:
+    """Change the labels of the first `count` pictures."""
+
+    def change(logits: np.ndarray, probabilities: np.ndarray) -> None:
+        best = logits[:count].argmax(axis=1)
+        logits[np.arange(count), best] -= 100
+
+    return change
+
+
 def prove(questions: Questions, *runners: Runner, quantized: bool = False) -> Parity:
     engines = {f"engine {number}": runner for number, runner in enumerate(runners)}
     return measure(engines, questions, quantized=quantized)
+
+
+def proof(**changes: object) -> Parity:
+    """The proof of a perfect file, but for `changes`."""
+    perfect = Parity(
+        max_abs_logit_diff=0.0,
+        max_abs_probability_diff=0.0,
+        argmax_flips=0,
+        samples=DIGITS,
+        agreement=1.0,
+        edge_flips=0,
+        edge_pictures=EDGES,
+        accuracy=0.99,
+        reference_accuracy=0.99,
+        engines={},
+        tolerance=0.0,
+        batch_sizes=BATCH_SIZES,
+    )
+    return dataclasses.replace(perfect, **changes)
 
 
 def test_equal_answers_pass(questions: Questions) -> None:
@@ -73,8 +103,20 @@ def test_equal_answers_pass(questions: Questions) -> None:
     assert (parity.max_abs_logit_diff, parity.argmax_flips, parity.edge_flips) == (0.0, 0, 0)
     assert (parity.samples, parity.edge_pictures) == (DIGITS, EDGES)
     assert (parity.agreement, parity.accuracy, parity.reference_accuracy) == (1.0, 1.0, 1.0)
+    assert parity.tolerance == TOLERANCE
     parity.require_equal("model")
     parity.require_close("model", ALLOWED, ALLOWED)
+
+
+def test_every_engine_is_asked_at_every_batch_size(questions: Questions) -> None:
+    asked = []
+
+    def run(images: np.ndarray, batch_size: int) -> Prediction:
+        asked.append((len(images), batch_size))
+        return engine(questions, add(0))(images, batch_size)
+
+    prove(questions, run, run)
+    assert asked == 2 * [(0, 1), *((DIGITS + EDGES, size) for size in BATCH_SIZES if size)]
 
 
 @pytest.mark.parametrize("batch_size", [size for size in BATCH_SIZES if size])
@@ -111,6 +153,32 @@ def test_a_flipped_label_fails_however_small_the_difference(picture: int) -> Non
         parity.require_equal("model")
 
 
+@pytest.mark.parametrize("batch_size", [size for size in BATCH_SIZES if size])
+def test_a_label_flipped_at_one_batch_size_counts_once(questions: Questions, batch_size: int) -> None:
+    parity = prove(questions, engine(questions, flip(1), batch_size), quantized=True)
+    assert (parity.argmax_flips, parity.agreement, parity.accuracy) == (1, 1 - 1 / DIGITS, 1 - 1 / DIGITS)
+
+
+def test_a_difference_as_large_as_the_tolerance_passes() -> None:
+    for name in ("max_abs_logit_diff", "max_abs_probability_diff"):
+        proof(**{name: TOLERANCE}).require_equal("model")
+        with pytest.raises(CheckFailed):
+            proof(**{name: np.nextafter(TOLERANCE, 1)}).require_equal("model")
+
+
+def test_flips_of_digits_and_of_edge_pictures_add_up() -> None:
+    with pytest.raises(CheckFailed, match="2 of 1,008 labels differ"):
+        proof(argmax_flips=1, edge_flips=1).require_equal("model")
+
+
+def test_the_statement_leaves_out_what_differs_from_proof_to_proof(questions: Questions) -> None:
+    statement = prove(questions, engine(questions, add(0))).statement()
+    differing = {"max_abs_logit_diff", "max_abs_probability_diff"}
+    assert statement.keys() == {field.name for field in dataclasses.fields(Parity)} - differing
+    assert statement["engines"] == ["engine 0"]
+    assert statement["batch_sizes"] == BATCH_SIZES
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_no_number_fails(questions: Questions, value: float) -> None:
     for quantized in (False, True):
@@ -119,6 +187,7 @@ def test_no_number_fails(questions: Questions, value: float) -> None:
             parity.require_equal("model")
         with pytest.raises(CheckFailed):
             parity.require_close("model", 0, ALLOWED)
+        assert parity.accuracy <= 1
 
 
 @pytest.mark.parametrize("count", [0, 1], ids=["empty batch", "any batch"])
@@ -135,14 +204,6 @@ def test_another_shape_fails(questions: Questions, count: int) -> None:
 # A quantized file: the labels and the accuracy count, not the logits.
 
 
-def flip(questions: Questions, count: int) -> Callable[[np.ndarray, np.ndarray], None]:
-    def change(logits: np.ndarray, probabilities: np.ndarray) -> None:
-        best = logits[:count].argmax(axis=1)
-        logits[np.arange(count), best] -= 100
-
-    return change
-
-
 def test_a_quantized_file_may_differ_in_logits(questions: Questions) -> None:
     def change(logits: np.ndarray, probabilities: np.ndarray) -> None:
         logits += 0.24
@@ -157,7 +218,7 @@ def test_a_quantized_file_may_change_few_labels(questions: Questions) -> None:
     allowed = round((1 - LOWEST_AGREEMENT) * DIGITS)
     assert allowed == 2
     for count in (1, 3):
-        parity = prove(questions, engine(questions, flip(questions, count)), quantized=True)
+        parity = prove(questions, engine(questions, flip(count)), quantized=True)
         assert parity.argmax_flips == count
         assert parity.agreement == 1 - count / DIGITS
         assert parity.accuracy == 1 - count / DIGITS
@@ -166,22 +227,16 @@ def test_a_quantized_file_may_change_few_labels(questions: Questions) -> None:
 
 
 def test_one_digit_in_a_thousand_is_not_more_than_a_tenth_of_a_point() -> None:
-    parity = Parity(
-        max_abs_logit_diff=0.3,
-        max_abs_probability_diff=0.1,
-        argmax_flips=1,
-        samples=1000,
-        agreement=0.999,
-        edge_flips=0,
-        edge_pictures=0,
-        accuracy=0.880,
-        reference_accuracy=0.881,
-        engines={},
-        tolerance=0.6,
-        batch_sizes=BATCH_SIZES,
-    )
+    parity = proof(accuracy=0.880, reference_accuracy=0.881, agreement=0.999)
     assert parity.reference_accuracy - parity.accuracy > LARGEST_LOSS  # as floating point has it
     parity.require_close("model", 0, ALLOWED)
+
+
+def test_labels_and_accuracy_each_have_their_bound() -> None:
+    proof(agreement=LOWEST_AGREEMENT).require_close("model", 0, ALLOWED)
+    for change in ({"agreement": LOWEST_AGREEMENT - 1e-6}, {"accuracy": 0.9885}, {"accuracy": 0.9915}):
+        with pytest.raises(CheckFailed, match=r"; train longer, or export the other formats one by one$"):
+            proof(**change).require_close("model", 0, ALLOWED)
 
 
 def test_a_quantized_file_must_be_small(questions: Questions) -> None:
@@ -191,11 +246,22 @@ def test_a_quantized_file_must_be_small(questions: Questions) -> None:
     assert 109_386 < ALLOWED <= 130_000
 
 
+def test_a_quantized_file_may_have_a_byte_a_parameter_and_some_for_the_rest() -> None:
+    assert most_bytes([3, 2, 1]) == (3 + 1) * 2 + (2 + 1) * 1 + 12 * (2 + 1) + 18_000
+
+
 def test_edge_pictures_are_what_no_test_set_holds() -> None:
     pictures = edge_pictures()
     assert pictures.dtype == np.uint8
     assert pictures.shape == (EDGES, 28, 28)
     ink = (pictures > 0).sum(axis=(1, 2)).tolist()
     assert ink[:4] == [0, 784, 1, 1]
+    assert (pictures[2, 0, 0], pictures[3, 14, 14]) == (255, 1)
     assert min(ink[4:]) > 700
+    assert (pictures[4:].min(), pictures[4:].max()) == (0, 255)
     assert np.array_equal(pictures, edge_pictures())
+
+
+def test_the_first_two_digits_of_each_class_are_shown() -> None:
+    questions = ask(np.tile(np.eye(10, dtype=np.float32), (4, 1)))
+    assert questions.shown().tolist() == [place for label in range(10) for place in (label, label + 10)]

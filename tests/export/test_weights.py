@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import struct
 import warnings
 from collections import OrderedDict
 from pathlib import Path
@@ -253,6 +254,24 @@ def test_damaged_files_are_refused(state: State, tmp_path: Path) -> None:
             load_net(path)
     with pytest.raises(InputError, match="cannot read"):
         load_net(tmp_path / "nope.pth")
+
+
+def test_registered_extensions_are_refused_by_their_number(tmp_path: Path) -> None:
+    """A pickle may name what this process has registered under a number, whatever that is."""
+    path = tmp_path / "net.pth"
+    path.write_bytes(hostile.archive(b"\x80\x02\x82" + bytes([hostile.EXTENSION]) + b")R."))
+    with pytest.raises(InputError, match=rf"extension {hostile.EXTENSION}.*never run"):
+        load_net(path)
+
+
+def test_records_that_claim_more_bytes_than_the_file_are_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "net.pth"
+    data = bytearray(hostile.archive(hostile.written(hostile.views(hostile.small_state()))))
+    sizes = data.index(b"PK\x01\x02") + 20  # packed and unpacked, in the archive's directory
+    data[sizes : sizes + 8] = struct.pack("<II", 2**30, 2**30)
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="claim more bytes than it has"):
+        load_net(path)
 
 
 def test_a_view_that_only_pytorch_can_read_is_refused(tmp_path: Path) -> None:

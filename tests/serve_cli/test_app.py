@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from serve_cli.spec import MODEL_FILES
+from tests.command import Mnist
+from tests.test_boundaries import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 
@@ -141,3 +144,139 @@ def test_a_terminal_shows_half_blocks(digit_png: Path, artifact: Path) -> None:
     os.close(ours)
     assert "\x1b[38;5;" in said
     assert said.count("\x1b[0m") >= 1
+
+
+def test_several_ctrl_c_end_it_once() -> None:
+    """The first while the command works, the next while Python takes itself apart."""
+    code = f"""
+import atexit, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+from serve_cli import app, commands
+commands.outline = lambda contract: signal.raise_signal(signal.SIGINT)
+atexit.register(signal.raise_signal, signal.SIGINT)
+sys.argv[1:] = ["info"]
+app.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "mnist: interrupted\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [["infer", "missing.png"], ["info", "missing.onnx"], ["--colour"]])
+def test_the_exit_code_outlives_standard_error(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "serve_cli.app", *arguments]
+    with Path("/dev/full").open("wb") as full:
+        assert subprocess.run(command, cwd=ROOT, stderr=full).returncode == 2
+
+
+# What a command says of itself.
+
+
+@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)], ids="-".join)
+def test_help_is_a_page_of_a_manual(
+    mnist: Mnist, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    result = mnist(*command, "-h")
+    assert (result.code, result.err) == (0, "")
+    assert result == mnist(*command, "--help")
+    assert result.out.startswith(f"Usage: {' '.join(('mnist', *command))} ")
+    assert max(map(len, result.out.splitlines())) <= 80
+    assert "-h, --help" in result.out
+    assert not command or f"  mnist {command[0]}" in result.out.partition("Examples:\n")[2]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_examples_of_the_help_parse(mnist: Mnist, command: str) -> None:
+    for line in mnist(command, "--help").out.partition("Examples:\n")[2].splitlines():
+        words = line.partition(" > ")[0].split()
+        if words[:2] == ["mnist", command]:
+            assert mnist(*words[1:], "--help").out.startswith("Usage: ")
+
+
+def test_an_option_without_its_value_names_its_command(mnist: Mnist) -> None:
+    mnist("export", "run", "--output").assert_refused("mnist export: ", "'--output'", "mnist export --help")
+
+
+# Completion: what a shell asks for when somebody presses the tabulator.
+
+
+def completed(*words: str, shell: str = "bash") -> list[str]:
+    """What may stand in place of the last of `words`, which follow `mnist`."""
+    line = " ".join(("mnist", *words))
+    environment = {
+        **os.environ,
+        "_MNIST_COMPLETE": f"complete_{shell}",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(len(words)),
+        "_TYPER_COMPLETE_ARGS": line,
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+    }
+    command = [sys.executable, "-m", "serve_cli.app"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    return done.stdout.split("\n")[:-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("",), [*COMMANDS]),
+        (("ex",), ["export"]),
+        (("train", "--re"), ["--recipe", "--resume"]),
+        (("train", "--recipe", ""), ["notebook", "fast", "best"]),
+        (("train", "--dataset", "mnist"), ["mnist", "mnist5k"]),
+        (("export", "run", "--format", "onnx"), ["onnx", "onnx-int8"]),
+        (("export", "run", "--layout", "t"), ["triton"]),
+        (("evaluate", "--preprocess", ""), ["auto", "raw"]),
+        (("infer", "--s"), ["--show", "--save-input"]),
+        (("infer", "x.png", "--json", "--m"), ["--model", "--min-confidence"]),
+        (("infer", "x.png", "--preprocess", "r"), ["raw"]),
+        (("infer", ""), [""]),  # nothing: the shell offers files
+        (("infer", "--model", ""), [""]),
+        (("verify", ""), [""]),
+    ],
+)
+def test_completion(words: tuple[str, ...], expected: list[str]) -> None:
+    assert completed(*words) == expected
+
+
+def test_completion_in_other_shells() -> None:
+    """A candidate a line in fish, for zsh one quoted string; its files are asked for by a name."""
+    lines = completed("infer", "--", shell="fish")
+    assert len(lines) == 9
+    assert all(line.startswith("--") and "\t" in line for line in lines)
+    assert completed("export", "--format", "pt", shell="fish") == ["pt2"]
+    assert completed("infer", "", shell="zsh") == ["_files"]
+    (first, *_) = completed("infer", "--sh", shell="zsh")
+    assert first.startswith('_arguments \'*: :(("--show":"Draw, below each answer, what the net saw."')
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_completion_in_bash_itself(tmp_path: Path) -> None:
+    """With the script that --show-completion prints, as people source it."""
+    program = tmp_path / "mnist"
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m serve_cli.app "$@"\n')
+    program.chmod(0o755)
+    script = """
+source <(_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION=1 mnist --show-completion bash)
+complete -p mnist
+press() {
+    COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
+    _mnist_completion mnist
+    echo "${COMPREPLY[@]}"
+}
+press mnist ve
+press mnist infer --pre
+press mnist infer --preprocess ""
+press mnist train --recipe ""
+press mnist infer ""
+"""
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "--norc", "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    registered, *answers = done.stdout.splitlines()
+    assert registered == "complete -o default -F _mnist_completion mnist"
+    assert answers == ["verify", "--preprocess", "auto raw", "notebook fast best", ""]
+    assert done.stderr == ""

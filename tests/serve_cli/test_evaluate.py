@@ -257,6 +257,15 @@ def test_a_picture_of_another_size_is_refused_as_raw(command: Mnist, artifact: P
     assert command(artifact, "--data", tmp_path).code == 0  # a blank one counts as a picture of its label
 
 
+def test_a_damaged_picture_ends_it_and_is_named(command: Mnist, artifact: Path, tmp_path: Path) -> None:
+    for label in "12":
+        (tmp_path / label).mkdir()
+        Image.new("L", (40, 40), 255).save(tmp_path / label / "blank.png")
+    damaged = tmp_path / "2" / "damaged.png"
+    damaged.write_bytes((tmp_path / "1" / "blank.png").read_bytes()[:-30])
+    command(artifact, "--data", tmp_path).assert_refused(str(damaged), "damaged", "save it again")
+
+
 def test_a_model_whose_answers_are_not_finite(
     command: Mnist, idx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -177,6 +177,38 @@ def test_csv_is_a_table(mnist: Mnist, digit_png: Path, blank_png: Path, artifact
     assert float(rows[0]["confidence"]) == answer["confidence"]
 
 
+def test_a_csv_row_is_a_line(mnist: Mnist, digit_png: Path, artifact: Path, tmp_path: Path) -> None:
+    digit_png.rename(tmp_path / "a\nb\x1b[31m, c.png")
+    result = mnist("infer", tmp_path, "--model", artifact, "--csv")
+    assert len(result.out.splitlines()) == 2
+    (row,) = csv.DictReader(io.StringIO(result.out))
+    assert row["file"] == f"{tmp_path}/a\\nb\\x1b[31m, c.png"
+
+
+def test_csv_has_no_ranking(mnist: Mnist, digit_png: Path, artifact: Path) -> None:
+    command = ("infer", digit_png, "--model", artifact, "--csv", "--top-k")
+    mnist(*command, 3).assert_refused("leave --top-k out")
+    assert mnist(*command, 1).code == 0
+
+
+def test_what_a_folder_holds_besides_pictures_is_counted(
+    mnist: Mnist, digit_png: Path, artifact: Path, tmp_path: Path
+) -> None:
+    assert mnist("infer", tmp_path, "--model", artifact).err == ""
+    (tmp_path / "deeper").mkdir()
+    for name in ("notes.txt", "deeper/photo.heic", "deeper/.hidden"):
+        (tmp_path / name).write_text("x")
+    result = mnist("infer", tmp_path, digit_png, tmp_path / "deeper" / "photo.heic", "--model", artifact)
+    assert result.out.count(": 7 (") == 2
+    said, counted = result.err.splitlines()
+    assert "photo.heic" in said
+    assert counted.startswith(f"mnist infer: {tmp_path}: left out 2 files not called .bmp, ")
+    assert counted.endswith(": name them one by one if they matter")
+    (tmp_path / "notes.txt").unlink()
+    result = mnist("infer", tmp_path, "--model", artifact)
+    assert (result.code, result.err.count("left out 1 file not")) == (0, 1)
+
+
 def test_warnings_stand_in_brackets() -> None:
     probabilities = np.eye(10, dtype=np.float32)[7]
     picture = Preprocessed(np.ones((28, 28), np.uint8), None, {"warnings": ["faint", "cut off"]})

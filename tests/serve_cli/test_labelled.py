@@ -1,5 +1,6 @@
 """Labelled images from IDX files, a manifest and folders; what is wrong with any is said in a line."""
 
+import errno
 import gzip
 import io
 import os
@@ -262,6 +263,14 @@ def test_nothing_is_found(tmp_path: Path) -> None:
         said = refusal(path)
         assert reason in said
         assert "a pair of IDX files (...images-idx3-ubyte and ...labels-idx1-ubyte" in said
+
+
+def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(folder: Path) -> list[Path]:
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+
+    monkeypatch.setattr(Path, "iterdir", closed)
+    assert refusal(tmp_path) == f"cannot read {tmp_path}: Permission denied"
 
 
 def test_names_that_the_system_refuses(tmp_path: Path) -> None:

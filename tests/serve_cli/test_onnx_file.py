@@ -104,6 +104,32 @@ def test_a_hostile_temperature_is_refused_in_8_bits_too(calibrated: Path, name: 
         check_graph(model.SerializeToString())
 
 
+def test_pixels_of_several_scales_are_refused(artifact: Path) -> None:
+    """An image has one number for its scale; a list of them would change its shape."""
+    model = onnx.load(artifact / "model.int8.onnx")
+    node = next(node for node in model.graph.node if node.op_type == "QuantizeLinear")
+    scale = next(item for item in model.graph.initializer if item.name == node.input[1])
+    scale.CopyFrom(numpy_helper.from_array(np.full(28, 0.1, np.float32), scale.name))
+    with pytest.raises(Unfit, match="QuantizeLinear takes more than a single number"):
+        check_graph(model.SerializeToString())
+
+
+def test_sizes_in_one_piece_are_refused(model: onnx.ModelProto) -> None:
+    """Protobuf allows a list of numbers to come as bytes, which ours never do."""
+    constant = min((item for item in model.graph.initializer if item.dims), key=lambda item: item.ByteSize())
+    before = constant.SerializeToString()
+    assert before[:2] == bytes([1 << 3, constant.dims[0]])
+    packed = bytes([1 << 3 | 2, 1, constant.dims[0]]) + before[2:]
+    graph = model.graph.SerializeToString()
+    at = graph.index(before) - 2
+    assert graph[at : at + 2] == bytes([5 << 3 | 2, len(before)])
+    graph = graph[:at] + bytes([5 << 3 | 2, len(packed)]) + packed + graph[at + 2 + len(before) :]
+    model.ClearField("graph")
+    size = bytes([len(graph) & 0x7F | 0x80, len(graph) >> 7 & 0x7F | 0x80, len(graph) >> 14])
+    with pytest.raises(Unfit, match="bytes where a number belongs"):
+        check_graph(model.SerializeToString() + bytes([7 << 3 | 2]) + size + graph)
+
+
 @pytest.mark.parametrize("value", [0.25, 0.927, 1.0, 4.0])
 def test_any_temperature_is_accepted(model: onnx.ModelProto, value: float) -> None:
     by(value)(model.graph)

@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from serve_cli.page import MIN_CONTRAST, WORKING_SIZE, Page, grow, look, paper_surface, shrink
+from serve_cli.page import (
+    DARKEST,
+    MIN_CONTRAST,
+    WORKING_SIZE,
+    Page,
+    grow,
+    local_difference,
+    look,
+    paper_surface,
+    shrink,
+    strength,
+)
 
 CANVAS = (160, 180)
 
@@ -69,6 +80,50 @@ def test_polarity_ink_and_box(dark: bool) -> None:
     assert len(page.marks.area) == 1
 
 
+@pytest.mark.parametrize("dark", [True, False])
+def test_ink_is_the_share_of_the_contrast_above_what_is_faint(dark: bool) -> None:
+    levels = ring(ink=40, paper=200)
+    levels[75:85, 85:95] = 120  # half as strong, apart from the ring
+    levels[80, 60:63] = 0  # stronger, and too few to count
+    page = seen(levels if dark else 255 - levels)
+    assert page.contrast == 160
+    assert page.ink.dtype == np.float32
+    assert page.ink[80, 90] == pytest.approx((0.5 - 0.2) / 0.8, abs=0.01)
+    assert (page.ink.min(), page.ink.max()) == (0, 1)
+    assert len(page.marks.area) == 2
+
+
+def test_the_strongest_contrast_decides_on_dark_or_light() -> None:
+    levels = ring(ink=0, paper=150, width=4)
+    levels[4:24] = 210  # a reflection: less than half the contrast on three times the pixels
+    assert seen(levels).dark
+
+
+def test_strength_is_what_one_pixel_in_5000_exceeds() -> None:
+    contrast = np.zeros((100, 100), np.float32)
+    contrast[0, :4] = 90, 99.6, 200, 210
+    assert strength(contrast) == 100
+    assert strength(np.full((10, 10), 300.0)) == 255
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_a_tenth_of_the_edge_makes_the_light_uneven(turns: int) -> None:
+    for width, even in ((39, True), (40, False)):
+        levels = np.full((100, 100), 255)
+        levels[0, 30 : 30 + width] = 0
+        levels[1:10, 30:66] = 0
+        assert seen(np.rot90(levels, turns)).even is even
+
+
+def test_a_frame_does_not_make_the_light_uneven() -> None:
+    levels = ring()
+    levels[:4] = levels[-4:] = levels[:, :4] = levels[:, -4:] = 30
+    page = seen(levels)
+    assert page.choice.frame.any()
+    assert page.even
+    assert page.box == BOX
+
+
 @pytest.mark.parametrize(
     "levels",
     [
@@ -94,7 +149,7 @@ def test_only_the_strokes_are_ink(levels: np.ndarray) -> None:
 def test_a_sharp_shadow_is_no_ink(dark: bool) -> None:
     levels = ring() * shadow(0.55)
     page = seen(levels if dark else 255 - levels)
-    assert not page.even
+    assert page.even is False
     assert page.dark == dark
     assert close_to(page.box, BOX, 4)
 
@@ -107,8 +162,10 @@ def test_faint_ink_is_as_strong_as_any() -> None:
 
 
 def test_less_contrast_than_counts_is_blank() -> None:
-    assert look(ring(ink=215 - MIN_CONTRAST).astype(np.uint8)) is not None
-    assert look(ring(ink=221 - MIN_CONTRAST).astype(np.uint8)) is None
+    for contrast in (MIN_CONTRAST, MIN_CONTRAST - 1):
+        levels = np.full(CANVAS, 220, np.uint8)
+        levels[51:54, 40:140] = 220 - contrast  # between the samples of the paper
+        assert (look(levels) is None) == (contrast < MIN_CONTRAST)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +185,62 @@ def test_paper_is_found_under_strokes_of_either_kind() -> None:
         levels = ring(ink, 150) * vignette(0.7)
         under = np.broadcast_to(150 * vignette(0.7), CANVAS)
         assert np.abs(paper_surface(levels.astype(np.uint8)) - under).max() < 4
+
+
+def test_paper_that_falls_off_evenly_is_found_exactly() -> None:
+    y, x = np.indices((33, 33))
+    surface = paper_surface((3 * y + 4 * x).astype(np.uint8))
+    assert surface.dtype == np.float32
+    assert np.abs(surface - (3 * y + 4 * x)).max() < 0.01
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (2, 1)])
+def test_paper_of_few_pixels_is_found(shape: tuple[int, int]) -> None:
+    assert paper_surface(np.full(shape, 100, np.uint8)) == pytest.approx(np.full(shape, 100), abs=0.01)
+
+
+def stripes(paper: int, ink: int, *columns: slice, width: int = 100) -> np.ndarray:
+    """Stripes of `ink` from top to bottom on `paper`, uint8 [100, `width`]."""
+    grey = np.full((100, width), paper, np.uint8)
+    for each in columns:
+        grey[:, each] = ink
+    return grey
+
+
+def test_paper_is_what_most_of_the_page_has_within_64_grey_levels() -> None:
+    left = slice(0, 40)
+    assert paper_surface(stripes(164, 0, left)) == pytest.approx(np.full((100, 100), 164), abs=0.01)
+    assert paper_surface(stripes(164, 99, left)) == pytest.approx(np.full((100, 100), 164), abs=0.01)
+    assert paper_surface(stripes(164, 100, left))[:, :10].max() < 130
+
+
+def test_paper_between_two_levels_stays_there() -> None:
+    levels = 100 + 60 * (np.indices((33, 33)).sum(0) % 2)
+    assert np.abs(paper_surface(levels.astype(np.uint8)) - 130).max() < 5
+
+
+def test_dark_strokes_count_alike_in_the_light_and_in_the_shadow() -> None:
+    grey = stripes(200, 40, slice(20, 30))
+    grey[:, 50:] = stripes(108 - DARKEST, 28 - DARKEST, slice(20, 30))[:, :50]
+    difference = local_difference(grey)
+    assert difference.dtype == np.float32
+    assert difference == pytest.approx(stripes(0, 160, slice(20, 30), slice(70, 80)) * -1.0, abs=1e-3)
+
+
+def test_light_strokes_count_by_their_own_contrast() -> None:
+    difference = local_difference(stripes(60, 200, slice(20, 30)))
+    assert difference == pytest.approx(stripes(0, 140, slice(20, 30)).astype(float))
+
+
+def test_what_is_wider_than_a_stroke_is_a_shadow() -> None:
+    assert local_difference(stripes(200, 40, slice(40, 58))).min() == pytest.approx(-160, abs=1e-3)
+    assert not local_difference(stripes(200, 40, slice(40, 59))).any()
+
+
+def test_few_dark_strokes_outweigh_many_pixels_of_weak_light() -> None:
+    grey = stripes(150, 184, slice(19, 37), slice(56, 74), slice(93, 111), width=180)
+    grey[:, 130:134] = 40
+    assert local_difference(grey)[:, 130:134].max() < -100
 
 
 def test_a_hairline_on_a_large_canvas_is_ink() -> None:

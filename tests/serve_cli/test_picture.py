@@ -1,5 +1,6 @@
 """Any file that Pillow reads becomes upright, opaque grey levels; the rest is refused with a line."""
 
+import errno
 import io
 import os
 import socket
@@ -513,6 +514,30 @@ def test_lack_of_memory_is_said(ramp: np.ndarray, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(pictures, "grey_levels", fail)
     assert "needs more memory" in refuse("large.png", png(np.dstack([ramp] * 3)))
+
+
+def test_a_failure_of_the_system_is_not_the_pictures(
+    ramp: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(image: Image.Image) -> np.ndarray:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(pictures, "grey_levels", fail)
+    assert "colours.png: Too many open files" in refuse("colours.png", png(np.dstack([ramp] * 3)))
+
+
+NO_PIXELS = {
+    "BMP": b"BM" + struct.pack("<IHHIIiiHHIIiiII", 0, 0, 0, 54, 40, 0, 7, 1, 24, 0, 0, 0, 0, 0, 0),
+    "GIF": b"GIF89a" + struct.pack("<HH", 0, 7) + b"\0\0\0,\0\0\0\0" + struct.pack("<HH", 0, 7) + bytes(99),
+    "JPEG": b"\xff\xd8\xff\xc0\0\x0b\x08" + struct.pack(">HH", 7, 0) + b"\1\1\x11\0\xff\xda" + bytes(99),
+    "PNG": PNG + chunk(b"IHDR", struct.pack(">II", 0, 7) + b"\x08\2\0\0\0") + chunk(b"IDAT", b""),
+    "PPM": b"P5 0 7 255\n" + bytes(99),
+}
+
+
+@pytest.mark.parametrize("form", NO_PIXELS)
+def test_a_picture_without_pixels_is_refused(form: str) -> None:
+    assert f"{form} is a damaged picture" in refuse(form, NO_PIXELS[form])
 
 
 def test_endless_input_is_refused() -> None:

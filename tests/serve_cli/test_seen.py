@@ -141,6 +141,7 @@ def test_several_pictures_are_saved_in_a_folder(
         (["drawing.png", "drawing.png"], "seen.png", "takes one picture"),
         (["."], "seen.png", "takes one picture"),
         (["drawing.png"], "seen.jpg", "writes PNG"),
+        (["drawing.png"], "", "--save-input is empty"),
         (["."], "seen/", "name another folder"),
         (["drawing.png"], "no/such/folder.png", "cannot write"),
     ],

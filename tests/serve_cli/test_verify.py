@@ -25,7 +25,8 @@ def copy(artifact: Path, tmp_path: Path) -> Path:
 def test_an_artifact_passes(artifact: Path, mnist: Mnist) -> None:
     result = mnist("verify", artifact)
     assert (result.code, result.err) == (0, "")
-    lines = dict(line.split(": ", 1) for line in result.out.splitlines())
+    *of_files, verdict = result.out.splitlines()
+    lines = dict(line.split(": ", 1) for line in of_files)
     files = {path.relative_to(artifact).as_posix() for path in artifact.rglob("*") if path.is_file()}
     assert set(lines) == files - {"artifact.json"}
     for name, line in lines.items():
@@ -33,6 +34,7 @@ def test_an_artifact_passes(artifact: Path, mnist: Mnist) -> None:
         assert ("contract ok" in line) == name.startswith("model.")
         assert ("20 test vectors" in line) == name.endswith(".onnx")
         assert ("not run" in line) == (".pt" in name)
+    assert verdict == f"{artifact}: verified, all {len(files) - 1} files are as they were exported"
 
 
 def test_a_run_stands_for_its_artifact(
@@ -134,6 +136,8 @@ def test_a_contract_that_was_edited_fails(copy: Path, mnist: Mnist) -> None:
         lambda inventory: inventory.update(files=5),
         lambda inventory: inventory["files"].update({"x": 5}),
         lambda inventory: inventory["files"]["model.onnx"].pop("sha256"),
+        lambda inventory: inventory["files"]["model.onnx"].update(sha256=5),
+        lambda inventory: inventory["files"]["model.onnx"].update(bytes="5"),
         lambda inventory: inventory["contract"].update(parity=None),
         lambda inventory: inventory["files"]["model.onnx"].update(format=[1]),
         lambda inventory: inventory["files"]["model.onnx"].update(format="tflite"),

@@ -102,6 +102,47 @@ def test_files_of_two_checkpoints_do_not_mix(root: Path) -> None:
             read(root / "step-00000002")
 
 
+def test_the_message_says_what_is_damaged(root: Path) -> None:
+    folder = root / "step-00000002"
+    (folder / checkpoint.STATE).write_text("{}")
+    with pytest.raises(Damaged, match=r"step-00000002 is damaged: its files are not those of its manifest"):
+        read(folder)
+    (folder / checkpoint.STATE).unlink()
+    (folder / checkpoint.STATE).mkdir()
+    with pytest.raises(Damaged, match=r"step-00000002 is damaged: .*state.json is no file"):
+        read(folder)
+
+
+def test_one_without_its_step_is_of_no_version_we_know(tmp_path: Path) -> None:
+    folder = write(tmp_path, Checkpoint(step=1, model={}, training={}, state={"epoch": 1}))
+    with pytest.raises(Damaged, match="step-00000001 is no checkpoint of this version: 'step'"):
+        read(folder)
+
+
+def test_what_may_not_be_read_is_not_damaged(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(MnistError, match=r"cannot read .*model.safetensors: Permission denied") as refused:
+        newest(root)
+    assert refused.type is MnistError
+
+
+def test_a_checkpoint_is_never_written_over(root: Path) -> None:
+    before = (root / "step-00000002" / checkpoint.MODEL).read_bytes()
+    changed = Checkpoint(step=2, model={}, training={}, state={"step": 2})
+    with pytest.raises(MnistError, match="exists already"):
+        write(root, changed)
+    assert (root / "step-00000002" / checkpoint.MODEL).read_bytes() == before
+
+
+def test_equal_documents_have_equal_bytes() -> None:
+    assert checkpoint.canonical_json({"b": [1, 2], "a": None}) == b'{"a":null,"b":[1,2]}'
+    with pytest.raises(ValueError, match="JSON"):
+        checkpoint.canonical_json({"loss": float("nan")})
+
+
 def test_a_renamed_checkpoint_is_noticed(root: Path) -> None:
     (root / "step-00000002").rename(root / "step-00000009")
     with pytest.raises(Damaged, match="it holds step 2"):
@@ -110,7 +151,7 @@ def test_a_renamed_checkpoint_is_noticed(root: Path) -> None:
 
 def test_one_of_another_version_is_skipped(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "canonical_json", lambda document: json.dumps(document).encode())
-    with pytest.raises(Damaged):
+    with pytest.raises(Damaged, match="step-00000002"):
         read(root / "step-00000002")
 
 
@@ -137,6 +178,9 @@ def test_steps_are_compared_as_numbers(tmp_path: Path) -> None:
     found, _ = newest(tmp_path)
     assert found is not None
     assert found.step == 100_000_000
+    write(tmp_path, example(100_000_001))
+    prune(tmp_path, None)
+    assert steps(tmp_path) == [100_000_000, 100_000_001]
 
 
 def test_the_newest_and_the_best_stay(tmp_path: Path) -> None:
@@ -154,6 +198,13 @@ def test_clean_removes_what_kills_have_left(root: Path) -> None:
         (root / name / "new" / "state.json").write_text("half")
     checkpoint.clean(root)
     assert sorted(path.name for path in root.iterdir()) == ["step-00000001", "step-00000002"]
+
+
+def test_what_a_killed_removal_has_left_is_in_nobodys_way(root: Path) -> None:
+    write(root, example(3))
+    (root / ".step-00000001-gone" / "half").mkdir(parents=True)
+    prune(root, None)
+    assert sorted(path.name for path in root.iterdir()) == ["step-00000002", "step-00000003"]
 
 
 def test_a_damaged_one_does_not_push_out_whole_ones(root: Path) -> None:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from PIL import Image
+
+from serve_cli.http.server import STOP_S
 
 PATIENCE_S = 60.0
 """Far more than anything here takes, so that a test that waits in vain ends."""
@@ -109,7 +111,7 @@ def receive_all(client: socket.socket) -> bytes:
 
 @contextmanager
 def serving(*options: object) -> Iterator[Served]:
-    """`mnist serve --port 0` with `options`, killed at the end if it still runs."""
+    """`mnist serve --port 0` with `options`; at the end it is told to stop, and killed if it does not."""
     command = [sys.executable, "-m", "serve_cli.app", "serve", "--port", "0", *map(str, options)]
     environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
     with tempfile.TemporaryDirectory(prefix="mnist-serve-") as folder:
@@ -126,6 +128,9 @@ def serving(*options: object) -> Iterator[Served]:
                 assert found, log.read_text()
                 yield Served(found[0], process, log)
             finally:
+                process.terminate()  # what is killed leaves no record of the lines that it ran
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(STOP_S + 1)
                 process.kill()
 
 

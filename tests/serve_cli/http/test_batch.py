@@ -13,6 +13,7 @@ from serve_cli.http.options import DEFAULTS
 from serve_cli.http.reader import Job, Reader
 from serve_cli.http.refusal import Refusal
 from serve_cli.model_file import find_model
+from serve_cli.picture import decode
 from serve_cli.runtime import Predictor
 from serve_cli.spec import BUNDLED_MODEL
 from tests.serve_cli.http.serving import png
@@ -63,6 +64,39 @@ def test_a_failure_of_all_reaches_each() -> None:
     results = asyncio.run(together(Batch(fail, load), load, 5))
     assert [type(result) for result in results] == [MemoryError] * 5
     assert load.waiting == 0
+
+
+def test_who_has_left_keeps_nobody_from_an_answer() -> None:
+    work, load = Work(), Load()
+    batch = Batch(work, load)
+
+    async def leave() -> list[int | BaseException]:
+        load.arrived += 3
+        waiting = [asyncio.create_task(batch.run(job)) for job in (2, 4, 6)]
+        await asyncio.sleep(0)  # all have asked, nothing is done yet
+        waiting[1].cancel()
+        return await asyncio.gather(*waiting, return_exceptions=True)
+
+    first, left, last = asyncio.run(leave())
+    assert (first, last) == (4, 12)
+    assert isinstance(left, asyncio.CancelledError)
+    assert load.queued == 0
+
+
+def test_a_failure_of_ours_over_one_picture_is_that_ones(
+    picture: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(data: bytes, name: str) -> np.ndarray:
+        if data == b"bad":
+            raise MemoryError
+        return decode(data, name)
+
+    monkeypatch.setattr("serve_cli.http.reader.decode", fail)
+    reader = Reader(Predictor(find_model(BUNDLED_MODEL)), 0.5)
+    bad, good = reader.read([Job(b"bad", "bad", DEFAULTS), Job(picture, "good", DEFAULTS)])
+    assert isinstance(bad, MemoryError)
+    assert isinstance(good, Answer)
+    assert good.label == 7
 
 
 def test_a_picture_has_the_same_answer_in_any_company(mnist5k: Dataset) -> None:

@@ -1,21 +1,17 @@
 """`mnist serve` as a command: what it says, what it refuses, several processes."""
 
 import contextlib
-import json
-import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
+from serve_cli.spec import BUNDLED_MODEL
 from tests.command import Mnist
 from tests.serve_cli.http.serving import PATIENCE_S, Served, serving
 
@@ -32,7 +28,8 @@ def test_it_says_where_it_serves() -> None:
     assert (out, err, process.returncode) == ("", "", 0)
 
 
-def test_a_model_can_be_named(artifact: Path, picture: bytes) -> None:
+def test_a_model_can_be_named(tmp_path: Path, picture: bytes) -> None:
+    artifact = shutil.copytree(BUNDLED_MODEL, tmp_path / "artifact")
     with serving("--model", artifact) as served:
         assert served.ask("/predict", picture).json["label"] == 7
 
@@ -47,10 +44,14 @@ def test_an_address_of_another_machine_is_refused(mnist: Mnist) -> None:
     mnist("serve", "--host", "192.0.2.1", "--port", 0).assert_refused("cannot listen on 192.0.2.1 port 0")
 
 
-def test_a_model_that_is_missing_or_damaged_is_refused(mnist: Mnist, artifact: Path, tmp_path: Path) -> None:
+def test_a_host_that_is_no_name_is_refused(mnist: Mnist) -> None:
+    mnist("serve", "--host", "a..b", "--port", 0).assert_refused("cannot listen on a..b port 0")
+
+
+def test_a_model_that_is_missing_or_damaged_is_refused(mnist: Mnist, tmp_path: Path) -> None:
     mnist("serve", "--model", tmp_path / "none.onnx").assert_refused("none.onnx")
     damaged = tmp_path / "model.onnx"
-    damaged.write_bytes((artifact / "model.onnx").read_bytes()[:-1000])
+    damaged.write_bytes((BUNDLED_MODEL / "model.onnx").read_bytes()[:-1000])
     mnist("serve", "--model", damaged).assert_refused(str(damaged))
 
 
@@ -98,29 +99,6 @@ def test_without_the_extra_the_pip_command_is_named(missing: str) -> None:
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_a_worker_that_ends_is_replaced(picture: bytes) -> None:
-    with serving("--workers", 2) as served:
-        parent = psutil.Process(served.process.pid)
-        served.ask("/predict", picture)
-        first = workers(parent)
-        assert len(first) == 2
-        os.kill(first[0].pid, signal.SIGKILL)
-        wait_until(lambda: len(workers(parent)) == 2 and first[0] not in workers(parent))
-        assert {served.ask("/predict", picture).json["label"] for _ in range(20)} == {7}
-        assert served.stop() == 0
-        (line,) = [line for line in served.log.read_text().splitlines() if "was killed" in line]
-        assert json.loads(line)["signal"] == signal.SIGKILL
-
-
-def test_workers_end_with_their_parent() -> None:
-    with serving("--workers", 2) as served:
-        served.ask("/v2")
-        left = workers(psutil.Process(served.process.pid))
-        served.process.kill()
-        _, alive = psutil.wait_procs(left, timeout=PATIENCE_S)
-        assert alive == []
-
-
 def workers(parent: psutil.Process) -> list[psutil.Process]:
     """The processes that serve; multiprocessing has a helper of its own, which does not."""
     found = []
@@ -131,17 +109,9 @@ def workers(parent: psutil.Process) -> list[psutil.Process]:
     return found
 
 
-def wait_until(holds: Callable[[], bool]) -> None:
-    """Wait for something that takes as long as it takes."""
-    end = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
-def test_workers_that_cannot_go_on_end_the_server(artifact: Path, tmp_path: Path) -> None:
+def test_workers_that_cannot_go_on_end_the_server(tmp_path: Path) -> None:
     model = tmp_path / "model.onnx"
-    shutil.copy(artifact / "model.onnx", model)
+    shutil.copy(BUNDLED_MODEL / "model.onnx", model)
     with serving("--workers", 2, "--model", model) as served:
         served.ask("/v2")
         model.unlink()

@@ -1,6 +1,7 @@
 """What operators see: metrics and log."""
 
 import json
+import logging
 import re
 import time
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from serve_cli.http.telemetry import Log
 from tests.serve_cli.http.serving import PATIENCE_S, Served, png, serving
 
 
@@ -91,3 +93,22 @@ def test_the_log_can_be_left_out(picture: bytes) -> None:
         served.ask("/predict", picture)
         assert served.stop() == 0
         assert served.log.read_text() == ""
+
+
+def test_what_libraries_log_is_a_line_with_its_traceback_and_once_a_second(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    log = Log()
+    logger = logging.Logger("library")
+    logger.addHandler(log)
+    try:
+        raise ConnectionAbortedError("gone")
+    except ConnectionAbortedError:
+        for _ in range(3):
+            logger.exception("accept failed\n")
+    logger.error("another")
+    log.close()
+    first, second = (json.loads(line) for line in capfd.readouterr().err.splitlines())
+    assert (first["level"], first["message"]) == ("error", "accept failed")
+    assert "ConnectionAbortedError: gone" in first["traceback"]
+    assert (second["level"], second["message"], "traceback" in second) == ("error", "another", False)

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = sorted([*ROOT.glob("docs/*.md"), *(ROOT / f"{n}.md" for n in ("README", "CONTRIBUTING", "ARCHITECTURE"))])
+DOCUMENTS = sorted(
+    [*ROOT.glob("docs/*.md"), *(ROOT / f"{n}.md" for n in ("README", "CONTRIBUTING", "ARCHITECTURE"))]
+)
 
 FENCE = "```"
 MARK = re.compile(r"<!-- ([a-z ]+?)(?:: (.+?))? -->")
@@ -78,8 +80,8 @@ def script(block: Block) -> str:
 def commands(block: Block) -> list[list[str]]:
     """The commands of an sh or console block in words, variables in front of a command left out."""
     lines = script(block).replace("\\\n", " ").splitlines()
-    found = (shlex.split(line, comments=True) for line in lines)
-    return [_without_variables(words) for words in found if words]
+    found = (_without_variables(shlex.split(line, comments=True)) for line in lines)
+    return [words for words in found if words]
 
 
 def _without_variables(words: list[str]) -> list[str]:

@@ -68,7 +68,7 @@ def test_help_of_every_command(mnist: Without, command: str) -> None:
     result = mnist(command, "--help")
     assert result.returncode == 0
     assert f"Usage: mnist {command} " in result.stdout
-    assert "Example: " in result.stdout
+    assert "Examples:" in result.stdout
 
 
 def test_the_first_command_answers(mnist: Without, digit_png: Path) -> None:
@@ -126,9 +126,10 @@ def test_the_base_install_has_no_torch() -> None:
 def test_inference_loads_nothing_of_the_training_half(digit_png: Path, artifact: Path) -> None:
     code = f"""
 import sys
+before = set(sys.modules)  # what measures coverage, for example
 from serve_cli import app
 app.find(["infer", {str(digit_png)!r}, "--model", {str(artifact)!r}])()
-print(sorted(sys.modules))
+print(sorted(sys.modules.keys() - before))
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     modules = eval(result.stdout.splitlines()[-1])

@@ -20,17 +20,19 @@ from PIL import Image
 from serve_cli import picture, preprocess
 from serve_cli.spec import BUNDLED_MODEL, INPUT, OUTPUTS, VECTOR_INPUT, VECTOR_OUTPUTS
 from serve_cli.verify import read_tensor
+from tests.documents import ROOT, read_blocks
 from tests.serve_cli.http.serving import Served, serving
 
-ROOT = Path(__file__).parents[1]
 PROGRAMS = ROOT / "docs" / "elsewhere"
-PAGE = (ROOT / "docs" / "elsewhere.md").read_text(encoding="utf-8")
+BLOCKS = read_blocks(ROOT / "docs" / "elsewhere.md")
 TOLERANCE = 1e-4
 PATIENCE_S = 900.0
 """Far more than anything here takes, so that a test that waits in vain ends."""
 
 UNREACHABLE = re.compile(r"EAI_AGAIN|ECONNREFUSED|ECONNRESET|ENETUNREACH|ENOTCACHED|ENOTFOUND|ETIMEDOUT")
 """What npm says where the registry cannot be reached."""
+
+NPM = {"npm_config_prefer_offline": "true", "npm_config_fetch_retry_mintimeout": "1000"}
 
 HEADER = "onnxruntime_cxx_api.h"
 INCLUDES = [Path(prefix, "include", "onnxruntime") for prefix in ("/usr", "/usr/local")]
@@ -60,10 +62,9 @@ with sync_playwright() as playwright:
 
 
 def blocks(test: str) -> list[str]:
-    """The blocks of the page that `test` runs."""
-    found = re.findall(
-        rf"<!-- checked by: tests/{__file__.rpartition('/')[2]}::{test} -->\n```\w+\n(.*?)```", PAGE, re.S
-    )
+    """The blocks of the page that `test` checks."""
+    mark = f"tests/test_elsewhere.py::{test}"
+    found = [block.text for block in BLOCKS if block.marks.get("checked by") == mark]
     assert found, f"no block of the page names {test}"
     return found
 
@@ -135,7 +136,7 @@ def npm_folder(request: pytest.FixtureRequest, block: str) -> Path:
     assert package
     folder = fill(request.config.cache.mkdir(package[0].replace("@", "-")))
     install = "\n".join(line for line in block.splitlines() if line.startswith("npm "))
-    ran = bash(install, folder, npm_config_prefer_offline="true", npm_config_fetch_retries=1)
+    ran = bash(install, folder, **NPM)
     if ran.returncode and (reason := UNREACHABLE.search(ran.stderr)):
         pytest.skip(f"needs {package[0]} from npm's registry, which cannot be reached: {reason[0]}")
     assert ran.returncode == 0, ran.stderr
@@ -143,17 +144,16 @@ def npm_folder(request: pytest.FixtureRequest, block: str) -> Path:
 
 
 def test_the_page_shows_the_files_as_they_are() -> None:
-    mark = "<!-- checked by: tests/test_elsewhere.py::test_the_page_shows_the_files_as_they_are -->"
-    shown = re.findall(rf"<!-- file: docs/elsewhere/(\S+) -->\n{mark}\n```\w+\n(.*?)```", PAGE, flags=re.S)
-    assert sorted(name for name, _ in shown) == sorted(path.name for path in PROGRAMS.iterdir())
-    for name, text in shown:
-        assert text == (PROGRAMS / name).read_text(encoding="utf-8"), name
+    shown = {block.marks["file"]: block.text for block in BLOCKS if "file" in block.marks}
+    here = {f"docs/elsewhere/{path.name}": path.read_text(encoding="utf-8") for path in PROGRAMS.iterdir()}
+    assert shown == here
 
 
-def test_every_block_is_checked() -> None:
-    marks = re.findall(r"<!-- checked by: tests/test_elsewhere\.py::(\w+) -->\n```", PAGE)
-    assert len(marks) * 2 == PAGE.count("\n```")
-    assert set(marks) <= globals().keys()
+def test_every_block_is_checked_here() -> None:
+    for block in BLOCKS:
+        file, _, test = block.marks["checked by"].partition("::")
+        assert file == "tests/test_elsewhere.py"
+        assert test in globals()
 
 
 def test_the_vectors_are_as_the_page_says(artifact: Path) -> None:
@@ -242,7 +242,7 @@ def test_http_gives_pytorchs_answers(server: Served, tmp_path: Path) -> None:
 def test_node_gives_pytorchs_answers(request: pytest.FixtureRequest) -> None:
     (block,) = blocks("test_node_gives_pytorchs_answers")
     folder = npm_folder(request, block)
-    assert_is_pytorchs(bash(block, folder, npm_config_prefer_offline="true"), BUNDLED_MODEL)
+    assert_is_pytorchs(bash(block, folder, **NPM), BUNDLED_MODEL)
     with damaged(folder):
         ran = bash(block.splitlines()[-1], folder)
     assert ran.returncode == 1
@@ -252,7 +252,7 @@ def test_node_gives_pytorchs_answers(request: pytest.FixtureRequest) -> None:
 def test_node_with_the_native_engine_gives_pytorchs_answers(request: pytest.FixtureRequest) -> None:
     (block,) = blocks("test_node_with_the_native_engine_gives_pytorchs_answers")
     folder = npm_folder(request, block)
-    assert_is_pytorchs(bash(block, folder, npm_config_prefer_offline="true"), BUNDLED_MODEL)
+    assert_is_pytorchs(bash(block, folder, **NPM), BUNDLED_MODEL)
     assert not (folder / "node_modules" / "onnxruntime-web").exists()
 
 

@@ -581,8 +581,18 @@ NOTE = "The following values were not passed to `accelerate launch` and had defa
 FAILED = "subprocess.CalledProcessError: Command '<command>' returned non-zero exit status 2."
 
 
-def test_accelerate_says_so() -> None:
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
+TORCHRUN = "torch.distributed.elastic.multiprocessing.errors.ChildFailedError:"
+
+
+@pytest.mark.parametrize(
+    ("options", "quotes"),
+    [
+        (["--num_processes", "2"], [NOTE, FAILED]),
+        (["--config_file", "scripts/accelerate/cpu_two_processes.yaml"], [TORCHRUN]),
+    ],
+)
+def test_accelerate_says_so(options: list[str], quotes: list[str]) -> None:
+    launch = [sys.executable, "-m", "accelerate.commands.launch", *options]
     ran = subprocess.run(
         [*launch, "-m", "trainer.main", "--recipe", "slow"],
         cwd=ROOT,
@@ -591,9 +601,10 @@ def test_accelerate_says_so() -> None:
         timeout=PATIENCE_S,
     )
     assert ran.returncode == 1
-    assert NOTE in ran.stderr.splitlines()
-    assert re.search(rf"^{pattern(FAILED)}$", ran.stderr, flags=re.MULTILINE)
+    for quote in quotes:
+        assert re.search(rf"^{pattern(quote)}\s*$", ran.stderr, flags=re.MULTILINE), ran.stderr
     assert "trainer.main: --recipe is slow, expected one of" in ran.stderr
+    assert (NOTE in ran.stderr) == (NOTE in quotes)
 
 
 PROVOKED = {
@@ -611,6 +622,7 @@ PROVOKED = {
     JIT,
     NOTE,
     FAILED,
+    TORCHRUN,
 }
 
 

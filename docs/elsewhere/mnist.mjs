@@ -11,7 +11,7 @@ export async function read(session, pixels) {
   const image = new ort.Tensor("uint8", pixels, [pixels.length / 784, 28, 28]);
   const { probabilities } = await session.run({ image });
   return Array.from({ length: image.dims[0] }, (_, n) => {
-    const ten = Array.from(probabilities.data.subarray(0, 10));
+    const ten = Array.from(probabilities.data.subarray(n * 10, n * 10 + 10));
     return { label: ten.indexOf(Math.max(...ten)), probabilities: ten };
   });
 }

@@ -37,6 +37,7 @@ def fail(grey):
     return to_mnist(grey)
 serve_cli.preprocess.to_mnist = fail
 sys.argv = sys.argv[1:]
+sys.path.insert(0, sys.argv[0].removesuffix("/fuzz_pictures"))  # as for every script
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
     command = [sys.executable, "-c", broken, SCRIPT, "--inputs", "60", "--jobs", "1", "--keep", tmp_path]

@@ -52,6 +52,23 @@ def test_calibrated_probabilities_are_those_of_cooler_logits(
     assert Predictor(artifact / file).calibration == {}
 
 
+def test_an_engine_that_fails_is_told_with_the_file_and_without_its_source(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = Predictor(artifact / "model.onnx")
+
+    class Failing:
+        def run(self, *_: object) -> None:
+            raise RuntimeError(
+                "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : /src/bfc_arena.cc:376 (a) out of it"
+            )
+
+    monkeypatch.setattr(predictor, "_session", Failing())
+    with pytest.raises(InputError) as caught:
+        predictor.predict(np.zeros((3, 28, 28), np.uint8))
+    assert str(caught.value) == f"{predictor.path} fails on a batch of 3 (out of it): export the model again"
+
+
 def test_no_images_give_no_answers(predictor: Predictor) -> None:
     found = predictor.predict(np.zeros((0, 28, 28), np.uint8))
     assert found.logits.shape == found.probabilities.shape == (0, 10)

@@ -56,6 +56,11 @@ def test_without_tasks_nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(in_workers(square, [], 3)) == []
 
 
+def test_workers_start_where_signals_cannot_be_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("signal.pthread_sigmask")  # as on Windows
+    assert list(in_workers(square, range(4), 2)) == [0, 1, 4, 9]
+
+
 def test_tasks_are_asked_for_as_workers_get_free() -> None:
     asked: list[int] = []
 

@@ -1,5 +1,6 @@
 """A checkpoint is whole or it is none: every bit, every length, every file, every name."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -47,6 +48,18 @@ def test_what_is_written_comes_back_bit_for_bit(tmp_path: Path) -> None:
         assert all(ours[name].tobytes() == theirs[name].tobytes() for name in ours)
         assert all(ours[name].dtype == theirs[name].dtype for name in ours)
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+
+
+def test_the_manifest_has_size_and_hash_of_each_file(root: Path) -> None:
+    folder = root / "step-00000002"
+    files = {name: (folder / name).read_bytes() for name in FILES - {checkpoint.MANIFEST}}
+    assert json.loads((folder / checkpoint.MANIFEST).read_text()) == {
+        "files": {
+            name: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+            for name, data in files.items()
+        },
+        "format": 1,
+    }
 
 
 def test_no_file_holds_code(root: Path) -> None:

@@ -392,28 +392,6 @@ def test_a_client_that_never_reads_is_not_waited_for(impatient: Served) -> None:
     wait_until(lambda: open_files(impatient) <= before)
 
 
-def test_a_client_that_reads_late_gets_all_of_it(target: Served) -> None:
-    get = "GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n"
-    with socket.socket() as client:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        client.settimeout(PATIENCE_S)
-        client.connect(("127.0.0.1", target.port))
-        client.sendall(f"{get}\r\n".encode() * 300 + f"{get}{CLOSE}\r\n\r\n".encode())
-        time.sleep(0.5)  # until the server can send nothing more
-        replies = replies_in(receive_all(client))
-    assert [reply.status for reply in replies] == [200] * 301
-    assert len({reply.body for reply in replies}) == 1
-
-
-def test_a_client_that_stays_after_a_refusal_is_let_go(impatient: Served) -> None:
-    before = open_files(impatient)
-    with impatient.connect() as client:
-        client.sendall(head("Content-Length: 99999999"))
-        (reply,) = replies_in(receive_all(client))
-        assert_refused(reply, 413)
-        wait_until(lambda: open_files(impatient) <= before)
-
-
 def wait_until(holds: Callable[[], bool]) -> None:
     end = time.monotonic() + PATIENCE_S
     while not holds():

@@ -1,0 +1,63 @@
+"""The process edge: results and errors where nobody takes them, and exit codes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from serve_cli import process
+
+FULL = Path("/dev/full")
+
+needs_full = pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
+
+
+def in_child(code: str, **streams: object) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", f"import sys; from serve_cli import process; {code}"]
+    return subprocess.run(command, text=True, **streams)
+
+
+@needs_full
+def test_work_goes_on_without_its_standard_output() -> None:
+    with FULL.open("w") as full:
+        done = in_child(
+            "process.say('one'); process.say('two'); sys.exit(7)", stdout=full, stderr=subprocess.PIPE
+        )
+    lost = "mnist: standard output is lost (No space left on device), the work goes on\n"
+    assert (done.returncode, done.stderr) == (7, lost)
+
+
+@needs_full
+def test_an_error_that_cannot_be_said_is_still_an_exit_code() -> None:
+    code = "process.complain('mnist', 'x' * 10_000); print('on'); sys.exit(7)"
+    with FULL.open("w") as full:
+        done = in_child(code, stdout=subprocess.PIPE, stderr=full)
+    assert (done.returncode, done.stdout) == (7, "on\n")
+
+
+def test_a_question_that_is_not_answered_ends_as_ctrl_c_does(capsys: pytest.CaptureFixture[str]) -> None:
+    app = typer.Typer()
+
+    @app.command()
+    def ask() -> None:
+        raise typer.Abort
+
+    assert process.run(app, "mnist ask", []) == process.INTERRUPTED
+    assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("rank", "said"), [("0", "trainer.main: no\n"), ("3", "")])
+def test_of_a_launched_group_the_first_process_speaks(
+    rank: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    process.complain(process.LAUNCHED, "no")
+    assert capsys.readouterr().err == said
+    process.complain("mnist", "no")
+    assert capsys.readouterr().err == "mnist: no\n"
+
+
+def test_what_is_said_is_one_line() -> None:
+    assert process.printable("a\nb\x1b[31m\u2028c\u0119") == "a\\nb\\x1b[31m\\u2028c\u0119"

@@ -19,7 +19,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 
 ALL = "all"
 CHOICES = ", ".join((*MODEL_FILES, ALL))
-LICENSE = re.compile(r"[A-Za-z0-9.+-]([A-Za-z0-9.+() -]*[A-Za-z0-9.+)])?")
+LICENSE = re.compile(r"\(*[A-Za-z0-9.+-]+\)*( (AND|OR|WITH) \(*[A-Za-z0-9.+-]+\)*)*")
 """What SPDX expressions are written with: https://spdx.github.io/spdx-spec/"""
 
 PLAIN, TRITON = "plain", "triton"

@@ -238,6 +238,13 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
     }
 
 
+def commit() -> str | None:
+    """The commit that was measured, marked if files differ from it; None outside of git."""
+    command = ["git", "describe", "--always", "--dirty"]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
 def show(line: str) -> None:
     """What is measured now, where somebody watches."""
     if sys.stderr.isatty():

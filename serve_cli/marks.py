@@ -146,7 +146,7 @@ def choose(marks: Marks) -> Choice:
     The digit is the largest mark that is no frame, and what lies near it.
     """
     frame = _frames(marks)
-    size = np.where(frame, 0, marks.size)
+    size = marks.size
     main = int(np.where(frame, 0, marks.area).argmax())
     speck = size < SPECK * size[main]
     if marks.area[speck & ~frame].sum() > marks.area[main]:  # a stroke in many pieces

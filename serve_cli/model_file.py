@@ -140,6 +140,8 @@ def parse_contract(model: bytes, path: Path) -> Contract:
     Raises:
         InputError: it carries none that this version understands, or is damaged.
     """
+    if not model:
+        raise InputError(f"{path} is empty: copy it again, or export the model again")
     text = _extra_file(model, path) if model.startswith(ZIP_MAGIC) else _onnx_metadata(model, path)
     if text is None:
         raise InputError(

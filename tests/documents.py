@@ -1,7 +1,10 @@
 """The fenced blocks of a Markdown document, and the marks in the HTML comments right before them."""
 
+import os
 import re
 import shlex
+import sys
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +25,20 @@ not run: needs a cluster           the block is parsed and not run, for the reas
 figures vary                       of what a console block prints, the numbers may be others
 needs mnist                        the block uses the whole MNIST, and is left out where it is not at hand
 """
+
+
+PATIENCE_S = 600.0
+"""Far more than anything here takes, so that a test that waits in vain ends."""
+
+BIN = Path(sys.executable).parent
+ENVIRONMENT = {
+    **os.environ,
+    "PATH": f"{BIN}:{os.environ['PATH']}",
+    "PYTHONPATH": str(ROOT),
+    "COLUMNS": "80",
+    "CUDA_VISIBLE_DEVICES": "",
+    "MPLBACKEND": "Agg",
+}
 
 
 @dataclass(frozen=True)
@@ -88,3 +105,10 @@ def _without_variables(words: list[str]) -> list[str]:
     while words and re.match(r"(export|\w+=.*)$", words[0]):
         words = words[1:]
     return words
+
+
+def check_extras(arguments: list[str]) -> None:
+    """Of pip install '.[train]', each extra is one of the project's."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for found in re.findall(r"(?:^|\s)\.\[([\w,]+)\]", " ".join(arguments)):
+        assert set(found.split(",")) <= extras.keys()

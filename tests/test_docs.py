@@ -4,21 +4,11 @@ import ast
 import json
 import os
 import re
-import shlex
 import shutil
-import signal
-import socket
 import struct
 import subprocess
-import sys
-import time
-import tomllib
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-import onnx
 import pytest
 import yaml
 from accelerate.commands.launch import launch_command_parser
@@ -26,20 +16,26 @@ from torch.distributed.run import get_args_parser
 from typer.main import get_command
 
 from serve_cli.spec import (
-    ARTIFACT_FILE,
     ARTIFACT_FILES,
     ARTIFACT_FOLDER,
     BUNDLED_MODEL,
-    FORMAT_VERSION,
-    METADATA_KEY,
-    MODEL_FILES,
-    PARITY_FILE,
     STATE_DICT,
-    VECTOR_INPUT,
-    VECTOR_OUTPUTS,
 )
 from tests.command import Mnist
-from tests.documents import DOCUMENTS, FENCE, MARKS, ROOT, Block, commands, read_blocks, script, turns
+from tests.documents import (
+    DOCUMENTS,
+    ENVIRONMENT,
+    FENCE,
+    MARKS,
+    PATIENCE_S,
+    ROOT,
+    Block,
+    check_extras,
+    commands,
+    read_blocks,
+    script,
+    turns,
+)
 from tests.serve_cli.http.serving import serving
 from trainer import run_directory as run_files
 from trainer.data import MNIST_FILES, Dataset
@@ -48,18 +44,6 @@ from trainer.main import app
 BLOCKS = [block for path in DOCUMENTS for block in read_blocks(path)]
 SHELL = ("sh", "console")
 RUNNING = (*SHELL, "python")
-PATIENCE_S = 600.0
-"""Far more than anything here takes, so that a test that waits in vain ends."""
-
-BIN = Path(sys.executable).parent
-ENVIRONMENT = {
-    **os.environ,
-    "PATH": f"{BIN}:{os.environ['PATH']}",
-    "PYTHONPATH": str(ROOT),
-    "COLUMNS": "80",
-    "CUDA_VISIBLE_DEVICES": "",
-    "MPLBACKEND": "Agg",
-}
 SECTION = "@@ the next command @@"
 NUMBER = re.compile(r"\d[\d,]*(\.\d+)?(e[-+]?\d+)?")
 
@@ -156,13 +140,6 @@ def check_command(words: list[str], mnist: Mnist) -> None:
 
 def check_training(flags: list[str]) -> None:
     get_command(app).make_context("trainer.main", flags)
-
-
-def check_extras(arguments: list[str]) -> None:
-    """Of pip install '.[train]', each extra is one of the project's."""
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    for found in re.findall(r"(?:^|\s)\.\[([\w,]+)\]", " ".join(arguments)):
-        assert set(found.split(",")) <= extras.keys()
 
 
 @pytest.fixture
@@ -287,127 +264,6 @@ def test_the_page_of_the_format_lists_every_file() -> None:
     assert shown == {name.partition("/")[0] for name in files}
 
 
-FORMAT = ROOT / "docs" / "format.md"
-KINDS: dict[str, type | tuple[type, ...]] = {
-    "integer": int,
-    "number": (int, float),
-    "text": str,
-    "list": list,
-    "object": dict,
-}
-OPEN = ("training.config", "contract")
-"""Objects whose keys a table leaves to others."""
-
-
-def table(heading: str) -> dict[str, list[str]]:
-    """The rows of the only table with keys below a heading of the page, by the key in the first column."""
-    section = FORMAT.read_text(encoding="utf-8").partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| `([^`]+)` \| (.*) \|$", section, flags=re.MULTILINE)
-    assert rows, heading
-    return {key: rest.split(" | ") for key, rest in rows}
-
-
-def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Each key of a JSON document with its value, lists of objects as `name[].key`."""
-    if isinstance(value, dict) and path not in OPEN:
-        for key, item in value.items():
-            yield from leaves(item, f"{path}.{key}" if path else key)
-    elif isinstance(value, list) and value and isinstance(value[0], dict):
-        for item in value:
-            yield from leaves(item, f"{path}[]")
-    else:
-        yield path, value
-
-
-def assert_described(document: Any, rows: dict[str, list[str]]) -> None:
-    """Each key of the document is in the table with its type, and the table has no other key."""
-    found = list(leaves(document))
-    assert {key for key, _ in found} == rows.keys()
-    for key, value in found:
-        kinds = [KINDS[kind] for kind in rows[key][0].split(" or ")]
-        assert any(isinstance(value, kind) for kind in kinds), (key, value)
-        assert not isinstance(value, bool), key
-
-
-def test_the_page_describes_the_contract() -> None:
-    contract = json.loads(bundled_onnx()[METADATA_KEY])
-    assert_described(contract, table("The contract"))
-    assert contract["format_version"] == FORMAT_VERSION
-    assert f"`format_version` is {FORMAT_VERSION}." in FORMAT.read_text(encoding="utf-8")
-
-
-def test_the_page_describes_a_contract_without_training_and_calibration(artifact: Path) -> None:
-    """What the table says is there only of a run, or if calibrated, may be missing; nothing else may."""
-    inventory = json.loads((artifact / ARTIFACT_FILE).read_text())
-    rows = table("The contract")
-    contract = {**inventory["contract"], "parity": inventory["contract"]["parity"]["onnx"]}
-    missing = rows.keys() - {key for key, _ in leaves(contract)}
-    assert missing == {key for key, row in rows.items() if row[1] == "if calibrated"}
-    assert contract["calibration"] == {}
-
-
-def test_the_page_describes_the_tensors() -> None:
-    contract = json.loads(bundled_onnx()[METADATA_KEY])
-    rows = table("The model")
-    tensors = [("input", contract["input"]), *(("output", output) for output in contract["outputs"])]
-    expected = {
-        tensor["name"]: [direction, f"`{tensor['dtype']}`", f"`{json.dumps(tensor['shape'])}`"]
-        for direction, tensor in tensors
-    }
-    assert {name: row[:3] for name, row in rows.items()} == expected
-
-
-def bundled_onnx() -> dict[str, str]:
-    """The metadata of the float model in the package."""
-    model = onnx.load(BUNDLED_MODEL / MODEL_FILES["onnx"].name)
-    return {pair.key: pair.value for pair in model.metadata_props}
-
-
-def test_the_page_describes_the_metadata() -> None:
-    rows = table("ONNX metadata")
-    metadata = bundled_onnx()
-    assert rows.keys() == metadata.keys()
-    for key, row in rows.items():
-        if key.startswith("Image."):
-            assert row == [f"`{metadata[key]}`"]
-
-
-def test_the_page_says_where_the_contract_is() -> None:
-    rows = table("Where the contract is")
-    assert {name: row[0] for name, row in rows.items()} == {
-        name: f"`{file.name}`" for name, file in MODEL_FILES.items()
-    }
-
-
-def test_the_page_describes_the_inventory_and_the_proof() -> None:
-    inventory = json.loads((BUNDLED_MODEL / ARTIFACT_FILE).read_text())
-    described = {key: row for key, row in table("artifact.json").items() if not key.startswith("files.*")}
-    assert {key: type(value) for key, value in inventory.items()} == dict.fromkeys(
-        ("contract", "files"), dict
-    )
-    assert described.keys() == {"contract", "files"}
-    of_files = {key: row for key, row in table("artifact.json").items() if key.startswith("files.*")}
-    for file in inventory["files"].values():
-        rows = {key: row for key, row in of_files.items() if row[1] == "always" or "format" in file}
-        assert_described({"files": {"*": file}}, rows)
-    for proof in json.loads((BUNDLED_MODEL / PARITY_FILE).read_text()).values():
-        for difference in proof["engines"].values():
-            assert_described({**proof, "engines": {"*": difference}}, table("parity.json"))
-
-
-def test_the_page_describes_the_vectors() -> None:
-    expected = {
-        path: (tensor.name, list(tensor.dims))
-        for path in (VECTOR_INPUT, *VECTOR_OUTPUTS)
-        for tensor in [onnx.load_tensor(BUNDLED_MODEL / path)]
-    }
-    found = {
-        path: (row[0].strip("`"), json.loads(row[2].strip("`")))
-        for path, row in table("Test vectors").items()
-    }
-    assert found == expected
-
-
 def test_the_server_answers_the_requests_of_the_pages(folder: Path, digit_png: Path) -> None:
     """mnist serve answers what the pages ask it, and what they ask Triton."""
     name = f"{__file__.rpartition('/')[2]}::test_the_server_answers_the_requests_of_the_pages"
@@ -434,167 +290,3 @@ def test_the_server_answers_the_requests_of_the_pages(folder: Path, digit_png: P
             if block.language == "python":
                 assert "b'" in ran.stdout
                 assert ran.stdout.split(":")[2][0] == "7"
-
-
-SRUN = """#!/usr/bin/env bash
-# Stands in for SLURM's: a task a node, each with the variables that SLURM sets for it.
-while [[ $1 == --* ]]; do echo "srun $1" >&2; shift; done
-for node in $(seq 0 $((SLURM_JOB_NUM_NODES - 1))); do
-    SLURM_PROCID=$node SLURM_NODEID=$node SLURM_LOCALID=0 SLURM_STEP_ID=0 \\
-        SLURM_STEP_NUM_TASKS=$SLURM_JOB_NUM_NODES SLURM_STEP_NUM_NODES=$SLURM_JOB_NUM_NODES "$@" &
-    tasks+=($!)
-done
-code=0
-for task in "${tasks[@]}"; do wait "$task" || code=$?; done
-exit $code
-"""
-SCONTROL = """#!/usr/bin/env bash
-[ "$*" = "show hostnames node[1-2]" ] && printf 'localhost\\nlocalhost\\n'
-"""
-
-
-def write_program(path: Path, text: str) -> None:
-    path.write_text(text)
-    path.chmod(0o755)
-
-
-def free_port(lowest: int, highest: int) -> int:
-    """A port of this machine that nobody listens on."""
-    for port in range(lowest, highest):
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("", port))
-            return port
-    raise AssertionError("no port is free")
-
-
-QUICK = ("--recipe", "notebook", "--dataset", "mnist5k")
-
-
-def test_the_sbatch_script_trains_on_two_nodes(tmp_path: Path) -> None:
-    job = free_port(20000, 30000) - 20000
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    write_program(programs / "srun", SRUN)
-    write_program(programs / "scontrol", SCONTROL)
-    shutil.copy(ROOT / "docs" / "slurm" / "train.sbatch", tmp_path)
-    slurm = {
-        "SLURM_JOB_ID": str(job),
-        "SLURM_JOB_NODELIST": "node[1-2]",
-        "SLURM_JOB_NUM_NODES": "2",
-        "SLURM_NTASKS_PER_NODE": "1",
-        "SLURM_GPUS_ON_NODE": "1",
-        "ACCELERATE_USE_CPU": "true",
-        "PATH": f"{programs}:{ENVIRONMENT['PATH']}",
-    }
-    ran = subprocess.run(
-        ["bash", "train.sbatch", *QUICK, "--limit", "640", "--epochs", "1"],
-        cwd=tmp_path,
-        env=ENVIRONMENT | slurm,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-    )
-    assert ran.returncode == 0, ran.stderr
-    assert "in 2 processes on cpu" in ran.stdout
-    assert "srun --kill-on-bad-exit=1" in ran.stderr
-    config = json.loads((tmp_path / "runs" / "slurm" / run_files.CONFIG).read_text())
-    assert config["recipe"] == "notebook"
-
-
-def test_the_sbatch_script_asks_for_what_it_uses() -> None:
-    text = (ROOT / "docs" / "slurm" / "train.sbatch").read_text()
-    asked = dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(\S+))?", text, flags=re.MULTILINE))
-    assert asked["ntasks-per-node"] == "1"  # torchrun starts the others
-    assert asked["signal"].startswith("TERM@")
-    assert "requeue" in asked
-    assert "--resume" in text
-
-
-def manifests() -> dict[str, dict[str, Any]]:
-    """The objects of docs/manifests/train.yaml by kind."""
-    text = (ROOT / "docs" / "manifests" / "train.yaml").read_text(encoding="utf-8")
-    return {part["kind"]: part for part in yaml.safe_load_all(text)}
-
-
-def test_the_manifests_fit_together() -> None:
-    objects = manifests()
-    job, service = objects["Job"], objects["Service"]
-    pod = job["spec"]["template"]["spec"]
-    (container,) = pod["containers"]
-    name = job["metadata"]["name"]
-    assert service["spec"]["clusterIP"] == "None"
-    assert service["spec"]["selector"] == {"batch.kubernetes.io/job-name": name}
-    assert pod["subdomain"] == service["metadata"]["name"]
-    assert job["spec"]["completionMode"] == "Indexed"
-    assert job["spec"]["completions"] == job["spec"]["parallelism"]
-    assert f"--nnodes={job['spec']['completions']} " in container["args"][0]
-    assert f"--rdzv-endpoint={name}-0.{pod['subdomain']}:" in container["args"][0]
-    claims = [
-        volume["persistentVolumeClaim"]["claimName"] for volume in pod["volumes"] if volume["name"] == "runs"
-    ]
-    assert claims == [objects["PersistentVolumeClaim"]["metadata"]["name"]]
-    assert {mount["name"] for mount in container["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
-
-
-def test_two_pods_train_and_go_on_after_the_first_one_died(tmp_path: Path) -> None:
-    """On localhost, with the variables that Kubernetes sets; it would start both containers again."""
-    (container,) = manifests()["Job"]["spec"]["template"]["spec"]["containers"]
-    environment = ENVIRONMENT | {item["name"]: item["value"] for item in container["env"]}
-    environment |= {"ACCELERATE_USE_CPU": "true", "HOME": str(tmp_path)}
-    # Flags that come later replace those of the manifest.
-    script = container["args"][0].replace(
-        "mnist-train-0.mnist-train:29500", f"localhost:{free_port(30000, 40000)}"
-    )
-    script = (
-        script.rstrip() + f" {' '.join(QUICK)} --epochs 4 --checkpoint-every 20 --output {tmp_path}/run\n"
-    )
-    log = tmp_path / "log"
-
-    def start(index: int) -> subprocess.Popen[bytes]:
-        with log.open("ab") as file:
-            return subprocess.Popen(
-                [*container["command"], script],
-                env=environment | {"JOB_COMPLETION_INDEX": str(index)},
-                stdout=file,
-                stderr=file,
-                start_new_session=True,
-            )
-
-    pods = [start(0), start(1)]
-    try:
-        wait_for(tmp_path / "run" / "checkpoints" / "step-00000020", pods, log)
-        os.killpg(pods[0].pid, signal.SIGKILL)
-        assert [pod.wait(PATIENCE_S) for pod in pods] == [-signal.SIGKILL, 1], log.read_text()
-        assert not (tmp_path / "run" / run_files.REPORT).exists()
-        pods = [start(0), start(1)]
-        assert [pod.wait(PATIENCE_S) for pod in pods] == [0, 0], log.read_text()
-    finally:
-        for pod in pods:
-            with suppress(ProcessLookupError):
-                os.killpg(pod.pid, signal.SIGKILL)
-            pod.wait(PATIENCE_S)
-    said = log.read_text()
-    assert re.search(r"going on after step [1-9]\d+", said)
-    assert "in 2 processes on cpu" in said
-
-
-def wait_for(path: Path, pods: list[subprocess.Popen[bytes]], log: Path) -> None:
-    """Wait until `path` is there, while all pods run."""
-    end = time.monotonic() + PATIENCE_S
-    while not path.exists():
-        assert all(pod.poll() is None for pod in pods), log.read_text()
-        assert time.monotonic() < end, log.read_text()
-        time.sleep(0.02)
-
-
-def test_the_image_of_the_pods_gets_what_the_package_is_built_from() -> None:
-    """It copies what the other Dockerfile copies, and installs an extra that is there."""
-    text = (ROOT / "docs" / "manifests" / "train.Dockerfile").read_text()
-    server = (ROOT / "Dockerfile").read_text()
-    copies = re.findall(r"^COPY (?!--from).*$", text, flags=re.MULTILINE)
-    assert copies == re.findall(r"^COPY (?!--from).*$", server, flags=re.MULTILINE)
-    for line in re.findall(r"^RUN (.*)$", text, flags=re.MULTILINE):
-        check_extras(shlex.split(line))
-    (job,) = [part for part in manifests().values() if part["kind"] == "Job"]
-    user = job["spec"]["template"]["spec"]["securityContext"]["runAsUser"]
-    assert f"USER {user}:{user}" in text

@@ -112,7 +112,10 @@ def listen(settings: Settings) -> socket.socket:
         )[0]
         listener = socket.socket(family, kind, protocol)
     except (OSError, UnicodeError) as error:
-        raise InputError(f"cannot listen on {where}: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"cannot listen on {where}: {reason}; name an address of this machine with --host"
+        ) from error
     try:
         if os.name == "posix":  # elsewhere it would let two servers have one port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -286,3 +288,25 @@ def test_a_full_disk_at_any_call_leaves_the_old_one_or_the_new_one(tmp_path: Pat
         assert found.step == 3 or (found.step == 2 and not saved)
     assert total > 10
     assert refused > 10
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+def test_a_limit_on_the_size_of_files_leaves_what_was_there(root: Path) -> None:
+    """In a child, whose limit stays: EFBIG from the system, as ENOSPC from a full disk."""
+    program = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from serve_cli.errors import MnistError\n"
+        "from tests.trainer.test_checkpoint import example, write\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))\n"
+        "try:\n"
+        "    write(Path(sys.argv[1]), example(3))\n"
+        "except MnistError as error:\n"
+        "    print(error)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program, root], capture_output=True, text=True)
+    assert result.stdout == f"cannot write {root}/step-00000003 (File too large): nothing was changed\n", (
+        result
+    )
+    assert sorted(path.name for path in root.iterdir()) == ["step-00000001", "step-00000002"]
+    assert read(root / "step-00000002").step == 2

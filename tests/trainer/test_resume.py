@@ -272,3 +272,23 @@ def test_the_pictures_and_the_rest_of_a_lost_run_are_made_again(mnist: Mnist, cu
     assert mnist("train", "--resume", "--output", copy).code == 0
     assert torch.equal(weights(copy)["fc1.weight"], weights(cut_run)["fc1.weight"])
     assert {path.name for path in copy.iterdir()} == {path.name for path in cut_run.iterdir()}
+
+
+def test_memory_that_is_used_up_leaves_the_last_checkpoint(
+    mnist: Mnist, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learn, left = loop.learn, iter(range(7))
+
+    def learn_or_fail(*arguments, **options):  # type: ignore[no-untyped-def]
+        if next(left, None) is None:
+            raise MemoryError
+        return learn(*arguments, **options)
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "learn", learn_or_fail)
+        result = mnist("train", *QUICK, "--checkpoint-every", "3", "--output", run)
+    assert result.code == 1
+    assert result.err == "mnist: the memory is used up (MemoryError): lower --hidden or --batch-size\n"
+    saved, skipped = checkpoint.newest(run / "checkpoints")
+    assert (saved.step if saved else None, skipped) == (6, [])

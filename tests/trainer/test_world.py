@@ -67,12 +67,12 @@ def test_two_processes_give_the_bits_of_two_parts_in_one(
     assert parts["weights"] != worlds[1]["weights"]
 
 
-def test_strangers_are_the_same_in_any_number_of_processes_and_parts(tmp_path: Path) -> None:
+def test_strangers_and_schedule_are_the_same_in_any_number_of_processes_and_parts(tmp_path: Path) -> None:
     """21 of 64, and 13 of the ragged 40: neither half has as many as the other."""
     found = {}
     for processes, parts in ((1, 1), (2, 1), (1, 2)):
         path = tmp_path / f"{processes}-{parts}.json"
-        flags = ("strangers=0.33", "distortion=1.0", f"accumulate={parts}")
+        flags = ("strangers=0.33", "distortion=1.0", 'schedule="one-cycle"', f"accumulate={parts}")
         result = launch(processes, "tests.trainer.world", path, "1000", "1", *flags)
         assert result.returncode == 0, result.stderr
         found[processes, parts] = json.loads(path.read_text())

@@ -268,12 +268,6 @@ def place(digit: np.ndarray) -> np.ndarray:
     return pixels
 
 
-def extent(levels: np.ndarray) -> tuple[slice, slice]:
-    """Rows and columns of the smallest box around what is not 0 in `levels`; there must be something."""
-    rows, columns = (_span(sums) for sums in _sums(levels))
-    return rows, columns
-
-
 def centre_of_mass(levels: np.ndarray) -> tuple[float, float]:
     """Mean row and column, weighted by `levels`."""
     row, column = (_mean_place(sums) for sums in _sums(levels))

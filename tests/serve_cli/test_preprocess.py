@@ -24,7 +24,6 @@ from serve_cli.preprocess import (
     Preprocessed,
     centre_of_mass,
     closer,
-    extent,
     fit,
     is_sheet,
     magnify,
@@ -39,6 +38,12 @@ from serve_cli.runtime import Predictor
 from serve_cli.spec import BUNDLED_MODEL
 from tests.serve_cli.drawn import FAULTS, hairline, picture, sketch
 from trainer.data import Dataset
+
+
+def extent(levels: np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns of the smallest box around what is not 0."""
+    rows, columns = np.nonzero(levels)
+    return slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1)
 
 
 def drawing(

@@ -79,7 +79,7 @@ def test_a_campaign_keeps_the_figures_of_the_others_and_tells_what_was_lost(tmp_
     after = json.loads(figures.read_text())
     assert after["stops"] == lossy
     assert after["damage"]["figures"]["lost"] == 0
-    assert after["damage"]["command"] == "scripts/flip_bits --every 3000"
+    assert after["damage"]["command"] == "scripts/flip_bits --every 3001"
     page = (tmp_path / "page.md").read_text()
     assert "3 requests lost" in page
     assert "| Stops | 1,000 stops" in page

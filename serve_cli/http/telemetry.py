@@ -104,6 +104,7 @@ class Log(logging.Handler):
     def catch_all(self) -> None:
         """Take over what libraries log of errors; uvicorn's warnings are of requests, which we log."""
         logging.basicConfig(handlers=[self], level=logging.ERROR, force=True)
+        logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what is wrong with a picture is in its answer
 
     def write(self, events: Iterable[Mapping[str, Any]]) -> None:
         """Write events, each on a line."""

@@ -1,12 +1,15 @@
 """What operators see: metrics and log."""
 
+import io
 import json
 import logging
 import re
+import struct
 import time
 
 import numpy as np
 import pytest
+from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from serve_cli.http.telemetry import Log
@@ -112,3 +115,15 @@ def test_what_libraries_log_is_a_line_with_its_traceback_and_once_a_second(
     assert (first["level"], first["message"]) == ("error", "accept failed")
     assert "ConnectionAbortedError: gone" in first["traceback"]
     assert (second["level"], second["message"], "traceback" in second) == ("error", "another", False)
+
+
+def test_a_picture_that_pillow_complains_of_is_no_error_of_ours(picture: bytes) -> None:
+    """More samples a pixel than Pillow decodes: it logs that, and so would every such request."""
+    stream, tag = io.BytesIO(), "<HHIH"  # SamplesPerPixel, a short
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(stream, "TIFF")
+    samples, many = struct.pack(tag, 277, 3, 1, 3), struct.pack(tag, 277, 3, 1, 1027)
+    assert stream.getvalue().count(samples) == 1
+    with serving() as server:
+        reply = server.ask("/predict", stream.getvalue().replace(samples, many))
+        assert reply.status == 400
+        assert [line["status"] for line in server.lines()] == [400]

@@ -77,7 +77,8 @@ def _check(state: dict[str, Tensor], expected: dict[str, Tensor], path: Path) ->
         if found.shape != wanted.shape or found.dtype != wanted.dtype:
             raise InputError(
                 f"{path}: key {key} is {found.dtype} {list(found.shape)}, "
-                f"expected {wanted.dtype} {list(wanted.shape)}: save model.float().state_dict() of the tutorial's net"
+                f"expected {wanted.dtype} {list(wanted.shape)}: "
+                "save model.float().state_dict() of the tutorial's net"
             )
         if not found.isfinite().all():
             raise InputError(f"{path}: key {key} holds NaN or infinite values: train again")

@@ -351,11 +351,13 @@ sys.exit("it was read")
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("data", [b"", b"not onnx"])
-def test_a_model_that_is_not_onnx(mnist: Mnist, digit_png: Path, tmp_path: Path, data: bytes) -> None:
+@pytest.mark.parametrize(("data", "what"), [(b"", "is empty"), (b"not onnx", "not a model of ours")])
+def test_a_model_that_is_not_onnx(
+    mnist: Mnist, digit_png: Path, tmp_path: Path, data: bytes, what: str
+) -> None:
     model = tmp_path / "model.onnx"
     model.write_bytes(data)
-    mnist("infer", digit_png, "--model", model).assert_refused("model.onnx", "not a model of ours")
+    mnist("infer", digit_png, "--model", model).assert_refused("model.onnx", what)
 
 
 def test_a_model_that_is_not_there(mnist: Mnist, digit_png: Path, tmp_path: Path) -> None:

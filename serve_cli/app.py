@@ -41,9 +41,7 @@ def find(arguments: Sequence[str]) -> Callable[[], int]:
         return lambda: infer_main.run(arguments[1:])
     from serve_cli import commands, process
 
-    if (
-        "_MNIST_COMPLETE" in os.environ
-    ):  # typer folds help to the terminal's width: shells take a line for a word
+    if "_MNIST_COMPLETE" in os.environ:  # typer folds help to this width, and shells take a line for a word
         os.environ["COLUMNS"] = "1000"
     return lambda: process.run(commands.app, "mnist", arguments)
 

@@ -35,10 +35,10 @@ from serve_cli.spec import (
     temperature_of,
 )
 from serve_cli.verify import verify_artifact
+from trainer.atomic import atomic_folder
 from trainer.data import Dataset, Split, load_dataset
 from trainer.model import DeployedModel, Normalize
-from trainer.run_directory import json_bytes
-from trainer.staging import staged_folder
+from trainer.run_dir import json_bytes
 
 REFERENCE_BATCH = 256
 
@@ -96,7 +96,7 @@ def build_artifact(
     root, files = Path(), {name: MODEL_FILES[name].name for name in formats}
     if layout == "triton":
         root, files = Path(MODEL_NAME), dict.fromkeys(formats, TRITON_FILE)
-    with staged_folder(output, ours=OURS, overwrite=overwrite) as folder:
+    with atomic_folder(output, ours=OURS, overwrite=overwrite) as folder:
         dataset = load_dataset(source.dataset, data_dir)
         questions = ask(source, dataset)
         contract = describe(source, dataset, questions, license_name)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from serve_cli.spec import MODEL_FILES, PARITY_FILE, VECTORS, Contract
-from trainer.calibration import HIGHEST_FLOOR, LOWEST_FLOOR
+from trainer.calibrate import HIGHEST_FLOOR, LOWEST_FLOOR
 
 _ONNX_USE = """\
 session = onnxruntime.InferenceSession("{file}")

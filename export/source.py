@@ -9,7 +9,7 @@ from typing import Any
 from export.weights import load_net
 from serve_cli.errors import InputError
 from serve_cli.spec import STATE_DICT, is_calibration, temperature_of
-from trainer import run_directory
+from trainer import run_dir
 from trainer.config import TrainConfig
 from trainer.data import DIGITS
 from trainer.model import MLP, DeployedModel, Normalize
@@ -50,13 +50,13 @@ def read_source(path: Path, *, dataset: str | None, mean: float | None, std: flo
     if not weights.is_file():
         raise InputError(f"no such file: {weights}; name a run directory or a saved state_dict")
     run = weights.parent
-    if weights.name == STATE_DICT and (run / run_directory.REPORT).is_file():
+    if weights.name == STATE_DICT and (run / run_dir.REPORT).is_file():
         if (dataset, mean, std) != (None, None, None):
             raise InputError(f"{run} is a run and says its own dataset, mean and std: leave those flags out")
         return _of_run(run, weights)
     if path.is_dir():
         raise InputError(
-            f"{path} has no {run_directory.REPORT}, so it is not a finished run: name its {weights.name}"
+            f"{path} has no {run_dir.REPORT}, so it is not a finished run: name its {weights.name}"
         )
     tutorial = TrainConfig()
     given = {"dataset": dataset or tutorial.dataset, "mean": mean, "std": std}
@@ -65,8 +65,8 @@ def read_source(path: Path, *, dataset: str | None, mean: float | None, std: flo
 
 
 def _of_run(run: Path, weights: Path) -> Source:
-    config = TrainConfig.read(run / run_directory.CONFIG)
-    report = run_directory.read_report(run / run_directory.REPORT)
+    config = TrainConfig.read(run / run_dir.CONFIG)
+    report = run_dir.read_report(run / run_dir.REPORT)
     training = {
         "recipe": config.recipe,
         "config": config.to_dict(),
@@ -75,7 +75,7 @@ def _of_run(run: Path, weights: Path) -> Source:
     }
     calibration = report.get("calibration") or {}  # none without held-out images, or in an older run
     if not is_calibration(calibration):
-        raise InputError(f"{run / run_directory.REPORT} holds no calibration of ours: train again")
+        raise InputError(f"{run / run_dir.REPORT} holds no calibration of ours: train again")
     source = _source(weights, config, tuple(report["dataset"]["labels"]), training, calibration)
     if source.state_dict_sha256 != report["weights_sha256"]:
         raise InputError(

@@ -103,7 +103,7 @@ MEASURED = frozenset(("samples", "refused", "errors", "calibration_error_before"
 
 
 def is_calibration(value: Any) -> bool:
-    """Whether `value` is what a run says of its calibration, see trainer.calibration; or empty, for none."""
+    """Whether `value` is what a run says of its calibration, see trainer.calibrate; or empty, for none."""
     if value == {}:
         return True
     try:

@@ -37,7 +37,7 @@ from tests.documents import (
     turns,
 )
 from tests.serve_cli.http.serving import serving
-from trainer import run_directory as run_files
+from trainer import run_dir as run_files
 from trainer.data import MNIST_FILES, Dataset
 from trainer.main import app
 

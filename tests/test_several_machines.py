@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from tests.documents import ENVIRONMENT, PATIENCE_S, ROOT, check_extras
-from trainer import run_directory as run_files
+from trainer import run_dir as run_files
 
 SRUN = """#!/usr/bin/env bash
 # Stands in for SLURM's: a task a node, each with the variables that SLURM sets for it.

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from serve_cli.errors import MnistError
-from trainer.staging import staged_folder
+from trainer.atomic import atomic_folder
 
 MODEL, TRAINING = "model.safetensors", "training.safetensors"
 STATE = "state.json"
@@ -77,7 +77,7 @@ def write(root: Path, checkpoint: Checkpoint) -> Path:
         TRAINING: save(dict(checkpoint.training)),
         STATE: canonical_json(checkpoint.state),
     }
-    with staged_folder(final, ours=FILES, overwrite=False) as folder:
+    with atomic_folder(final, ours=FILES, overwrite=False) as folder:
         for name, data in payload.items():
             (folder / name).write_bytes(data)
         (folder / MANIFEST).write_bytes(_manifest(payload))

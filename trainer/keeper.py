@@ -14,7 +14,7 @@ from serve_cli.errors import CheckFailed, InputError
 from serve_cli.process import LAUNCHED, complain
 from trainer import checkpoint
 from trainer.checkpoint import Checkpoint, Damaged
-from trainer.evaluation import Evaluation
+from trainer.evaluate import Evaluation
 from trainer.learner import Learner
 from trainer.loop import Course, Epoch, sum_dtype
 from trainer.processes import in_first

@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from serve_cli.errors import CheckFailed
-from trainer.augmentation import distort, draw
+from trainer.augment import distort, draw
 from trainer.data import Split
-from trainer.evaluation import Evaluation, evaluate
+from trainer.evaluate import Evaluation, evaluate
 from trainer.generator import generator
 from trainer.learner import Learner
 from trainer.model import Normalize
+from trainer.outliers import draw_strangers, mix_in
 from trainer.signals import ASK_TO_STOP, Stopped, StopRequest
-from trainer.strangers import draw_strangers, mix_in
 
 PAUSE_EVERY = 16
 """Steps between two looks at losses, signals and the progress bar: seldom enough to cost nothing."""

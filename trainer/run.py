@@ -20,12 +20,13 @@ from serve_cli.errors import CheckFailed, InputError, MnistError
 from serve_cli.metrics import score
 from serve_cli.process import LAUNCHED, complain, say
 from serve_cli.spec import STATE_DICT, temperature_of
-from trainer import checkpoint, run_directory
-from trainer.calibration import calibrate
+from trainer import checkpoint, run_dir
+from trainer.atomic import write_file
+from trainer.calibrate import calibrate
 from trainer.checkpoint import Checkpoint
 from trainer.config import DEFAULT_RECIPE, TrainConfig
 from trainer.data import Dataset, Split, hold_out, load_dataset
-from trainer.evaluation import predict
+from trainer.evaluate import predict
 from trainer.keeper import Keeper
 from trainer.learner import Learner
 from trainer.loop import Course, Epoch, steps_an_epoch, train_epochs
@@ -40,9 +41,8 @@ from trainer.processes import (
 )
 from trainer.progress import progress_bar
 from trainer.report import build_report
-from trainer.run_directory import Standing
+from trainer.run_dir import Standing
 from trainer.signals import Stopped, StopRequest
-from trainer.staging import write_file
 from trainer.tracker import close_tracker, require_tracker, start_tracker, track
 
 
@@ -114,16 +114,16 @@ def prepare(recipe: str | None, flags: Mapping[str, Any], order: Order, stack: E
             that are there, or a directory that is not free.
     """
     standing = stack.enter_context(
-        run_directory.open_run(order.output, overwrite=order.overwrite, resume=order.resume)
+        run_dir.open_run(order.output, overwrite=order.overwrite, resume=order.resume)
     )
     require_tracker(order.tracker)
     if not order.resume or standing is Standing.NOTHING:
         return Start(config=TrainConfig.from_recipe(recipe or DEFAULT_RECIPE, **flags), order=order)
-    config = TrainConfig.read(order.output / run_directory.CONFIG)
+    config = TrainConfig.read(order.output / run_dir.CONFIG)
     config.require_same({"recipe": recipe, **flags}, order.output)
     if standing is Standing.FINISHED:
         return Start(config=config, standing=standing, order=order)
-    saved, skipped = checkpoint.newest(order.output / run_directory.CHECKPOINTS)
+    saved, skipped = checkpoint.newest(order.output / run_dir.CHECKPOINTS)
     if skipped and saved is None:
         raise InputError(f"{skipped[0][1]}, and no other checkpoint is whole: start again with --overwrite")
     if saved is not None:
@@ -148,12 +148,12 @@ def _train_and_test(start: Start, data_dir: Path | None) -> None:
     steps = config.epochs * steps_an_epoch(len(train), config.batch_size)
     learner, course = Learner(config, steps, accelerator), Course()
     normalize = Normalize(config.mean, config.std).to(device)
-    root = order.output / run_directory.CHECKPOINTS
+    root = order.output / run_dir.CHECKPOINTS
     with Keeper(root, learner, course, digests[0], accelerator) as keeper:
         if start.saved is not None:
             keeper.restore(start.saved)
         elif start.standing is Standing.NOTHING:
-            in_first(lambda: run_directory.begin(order.output, config.to_dict(), overwrite=order.overwrite))
+            in_first(lambda: run_dir.begin(order.output, config.to_dict(), overwrite=order.overwrite))
         _train(keeper, normalize, train.to(device), validation.to(device), order)
         if config.patience is not None and course.best is not None:
             keeper.restore_best(course.best.step)
@@ -175,7 +175,7 @@ def _train_and_test(start: Start, data_dir: Path | None) -> None:
         leave_pictures(
             order.output, dataset, train, course.epochs, validated_on, report["test"], logits / temperature
         )
-        write_file(order.output / run_directory.REPORT, run_directory.json_bytes(report))
+        write_file(order.output / run_dir.REPORT, run_dir.json_bytes(report))
         for line in summarize(report):
             say(line)
 
@@ -272,7 +272,7 @@ def write_metrics(epochs: list[Epoch], output: Path) -> None:
         OSError: the system refused.
     """
     lines = "".join(json.dumps(dataclasses.asdict(epoch)) + "\n" for epoch in epochs)
-    (output / run_directory.METRICS).write_text(lines, encoding="ascii")
+    (output / run_dir.METRICS).write_text(lines, encoding="ascii")
 
 
 def leave_weights(output: Path, net: MLP, report: dict[str, Any]) -> None:
@@ -303,13 +303,13 @@ def leave_pictures(
     Raises:
         OSError: the system refused.
     """
-    from trainer import pictures  # 0.4 s of matplotlib, which no training need wait for
+    from trainer import plots  # 0.4 s of matplotlib, which no training need wait for
 
     labels, images = dataset.labels, dataset.test.images
-    pictures.draw_samples(train, labels, output / run_directory.SAMPLES)
-    pictures.draw_losses(epochs, validated_on, output / run_directory.LOSSES)
-    pictures.draw_confusion(test["confusion"], labels, output / run_directory.CONFUSION)
-    pictures.draw_mistakes(images, dataset.test.labels, logits, labels, output / run_directory.MISTAKES)
+    plots.draw_samples(train, labels, output / run_dir.SAMPLES)
+    plots.draw_losses(epochs, validated_on, output / run_dir.LOSSES)
+    plots.draw_confusion(test["confusion"], labels, output / run_dir.CONFUSION)
+    plots.draw_mistakes(images, dataset.test.labels, logits, labels, output / run_dir.MISTAKES)
 
 
 def describe(epoch: Epoch, epochs: int) -> str:

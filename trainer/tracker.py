@@ -5,7 +5,7 @@ from accelerate import Accelerator
 from serve_cli.errors import needs_extra
 from trainer.config import TrainConfig
 from trainer.loop import Course, Epoch
-from trainer.run_directory import TENSORBOARD
+from trainer.run_dir import TENSORBOARD
 
 
 def require_tracker(tracker: str | None) -> None:

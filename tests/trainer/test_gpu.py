@@ -9,10 +9,10 @@ from accelerate import Accelerator
 
 from tests.command import Mnist
 from tests.trainer.world import fit
-from trainer.augmentation import distort, draw
+from trainer.augment import distort, draw
 from trainer.config import TrainConfig
 from trainer.data import Dataset
-from trainer.strangers import draw_strangers, mix_in
+from trainer.outliers import draw_strangers, mix_in
 
 pytestmark = [
     pytest.mark.gpu,

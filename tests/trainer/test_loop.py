@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from serve_cli.errors import CheckFailed
 from tests.trainer.world import fit
-from trainer.augmentation import distort, draw
+from trainer.augment import distort, draw
 from trainer.config import TrainConfig
 from trainer.data import Dataset, Split
-from trainer.evaluation import Evaluation, evaluate
+from trainer.evaluate import Evaluation, evaluate
 from trainer.learner import Learner
 from trainer.loop import Course, Epoch, is_patience_over, learn, sample_order
 from trainer.model import MLP, Normalize
-from trainer.strangers import draw_strangers, make_strangers
+from trainer.outliers import draw_strangers, make_strangers
 
 
 @pytest.fixture

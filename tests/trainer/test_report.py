@@ -15,9 +15,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from trainer import pictures
+from trainer import plots
 from trainer.data import DIGITS, SOURCES, Dataset, Split
-from trainer.evaluation import Evaluation
+from trainer.evaluate import Evaluation
 from trainer.loop import Epoch
 from trainer.model import MLP
 from trainer.report import build_report
@@ -62,9 +62,9 @@ def assert_picture(path: Path) -> None:
 def cells(figure: Figure) -> list[np.ndarray]:
     """The small images of a grid, row by row, those that are left white included."""
     canvas = np.asarray(figure.axes[0].images[0].get_array())
-    rows, columns = canvas.shape[0] // pictures.CELL_HEIGHT, canvas.shape[1] // pictures.CELL_WIDTH
-    grid = canvas.reshape(rows, pictures.CELL_HEIGHT, columns, pictures.CELL_WIDTH)
-    inner = grid[:, pictures.TITLE_HEIGHT : -pictures.GAP, :, pictures.GAP : -pictures.GAP]
+    rows, columns = canvas.shape[0] // plots.CELL_HEIGHT, canvas.shape[1] // plots.CELL_WIDTH
+    grid = canvas.reshape(rows, plots.CELL_HEIGHT, columns, plots.CELL_WIDTH)
+    inner = grid[:, plots.TITLE_HEIGHT : -plots.GAP, :, plots.GAP : -plots.GAP]
     return list(inner.transpose(0, 2, 1, 3).reshape(-1, 28, 28))
 
 
@@ -103,7 +103,7 @@ def test_the_report(mnist5k: Dataset) -> None:
 def test_the_samples(
     mnist5k: Dataset, tmp_path: Path, figures: list[Figure], labels: tuple[int | str, ...]
 ) -> None:
-    pictures.draw_samples(mnist5k.train, labels, tmp_path / "samples.png")
+    plots.draw_samples(mnist5k.train, labels, tmp_path / "samples.png")
     assert_picture(tmp_path / "samples.png")
     expected = [f"Label: {labels[number]}" for number in mnist5k.train.labels[:10].tolist()]
     (axes,) = figures[0].axes
@@ -113,12 +113,12 @@ def test_the_samples(
 
 
 def test_a_single_sample(mnist5k: Dataset, tmp_path: Path) -> None:
-    pictures.draw_samples(mnist5k.train.take(torch.arange(1)), DIGITS, tmp_path / "samples.png")
+    plots.draw_samples(mnist5k.train.take(torch.arange(1)), DIGITS, tmp_path / "samples.png")
     assert_picture(tmp_path / "samples.png")
 
 
 def test_the_losses(tmp_path: Path, figures: list[Figure]) -> None:
-    pictures.draw_losses(EPOCHS, "test set", tmp_path / "losses.png")
+    plots.draw_losses(EPOCHS, "test set", tmp_path / "losses.png")
     assert_picture(tmp_path / "losses.png")
     train, validation = figures[0].axes[0].get_lines()
     assert np.asarray(train.get_xydata()).tolist() == [[1, 1], [2, 1 / 2], [3, 1 / 3]]
@@ -131,7 +131,7 @@ def test_the_confusion(tmp_path: Path, figures: list[Figure]) -> None:
     confusion[3][5], confusion[8][1], confusion[8][2] = 10, 5, 5
     confusion[0][0] = 12345
     confusion[6] = [0] * 10  # a class without images
-    pictures.draw_confusion(confusion, FASHION, tmp_path / "confusion.png")
+    plots.draw_confusion(confusion, FASHION, tmp_path / "confusion.png")
     assert_picture(tmp_path / "confusion.png")
     axes = figures[0].axes[0]
     cells = {(text.get_position()[1], text.get_position()[0]): text.get_text() for text in axes.texts}
@@ -154,13 +154,13 @@ def test_the_confusion(tmp_path: Path, figures: list[Figure]) -> None:
 
 def test_a_confusion_without_mistakes(tmp_path: Path) -> None:
     confusion = [[7 * (row == column) for column in range(10)] for row in range(10)]
-    pictures.draw_confusion(confusion, DIGITS, tmp_path / "confusion.png")
+    plots.draw_confusion(confusion, DIGITS, tmp_path / "confusion.png")
     assert_picture(tmp_path / "confusion.png")
 
 
 def test_the_mistakes_are_the_worst_ones(tmp_path: Path, figures: list[Figure]) -> None:
     images, labels, logits = half_wrong(80)
-    pictures.draw_mistakes(images, labels, logits, FASHION, tmp_path / "mistakes.png")
+    plots.draw_mistakes(images, labels, logits, FASHION, tmp_path / "mistakes.png")
     assert_picture(tmp_path / "mistakes.png")
     assert [int(image[0, 0]) for image in cells(figures[0])] == list(range(79, 29, -2))
     confidence = torch.tensor([6.0, *[0] * 9]).softmax(0)[0]
@@ -170,7 +170,7 @@ def test_the_mistakes_are_the_worst_ones(tmp_path: Path, figures: list[Figure]) 
 
 def test_few_mistakes(tmp_path: Path, figures: list[Figure]) -> None:
     images, labels, logits = half_wrong(15)
-    pictures.draw_mistakes(images, labels, logits, DIGITS, tmp_path / "mistakes.png")
+    plots.draw_mistakes(images, labels, logits, DIGITS, tmp_path / "mistakes.png")
     assert_picture(tmp_path / "mistakes.png")
     shown = [int(image[0, 0]) for image in cells(figures[0])]
     assert shown == [13, 11, 9, 7, 5, 3, 1, *[255] * 3]
@@ -178,7 +178,7 @@ def test_few_mistakes(tmp_path: Path, figures: list[Figure]) -> None:
 
 def test_a_picture_says_that_there_are_no_mistakes(tmp_path: Path, figures: list[Figure]) -> None:
     images, labels, _ = half_wrong(2000)
-    pictures.draw_mistakes(images, labels, one_hot(labels, 10).float(), DIGITS, tmp_path / "mistakes.png")
+    plots.draw_mistakes(images, labels, one_hot(labels, 10).float(), DIGITS, tmp_path / "mistakes.png")
     assert_picture(tmp_path / "mistakes.png")
     assert [text.get_text() for text in figures[0].texts] == ["no mistakes in 2,000 images"]
 
@@ -186,14 +186,14 @@ def test_a_picture_says_that_there_are_no_mistakes(tmp_path: Path, figures: list
 def test_labels_of_any_text(tmp_path: Path) -> None:
     """Neither a formula that is none, nor letters that the font lacks, nor length stops a finished run."""
     names = ("$a$", r"$\foo$", "お", "handwritten letter a", "handwritten letter b", *"vwxy", "z" * 999)
-    assert pictures.captions(names[2:5]) == ["class 0", "handwri…er a", "handwri…er b"]
-    assert pictures.captions(DIGITS) == list("0123456789")
-    assert pictures.captions(FASHION) == list(FASHION)
+    assert plots.captions(names[2:5]) == ["class 0", "handwri…er a", "handwri…er b"]
+    assert plots.captions(DIGITS) == list("0123456789")
+    assert plots.captions(FASHION) == list(FASHION)
     images, labels, logits = half_wrong(20)
     draws: list[Callable[[Path], None]] = [
-        lambda path: pictures.draw_samples(Split(images, labels), names, path),
-        lambda path: pictures.draw_confusion([[1] * 10] * 10, names, path),
-        lambda path: pictures.draw_mistakes(images, labels, logits, names, path),
+        lambda path: plots.draw_samples(Split(images, labels), names, path),
+        lambda path: plots.draw_confusion([[1] * 10] * 10, names, path),
+        lambda path: plots.draw_mistakes(images, labels, logits, names, path),
     ]
     for draw, name in zip(draws, ("samples", "confusion", "mistakes"), strict=True):
         folder = tmp_path / name

@@ -21,7 +21,7 @@ from serve_cli.metrics import calibration_error
 from tests.command import Mnist
 from tests.trainer.launch import ENVIRONMENT, command, launch
 from trainer import checkpoint, loop
-from trainer.calibration import calibrate
+from trainer.calibrate import calibrate
 from trainer.data import Dataset, hold_out
 from trainer.learner import Learner
 from trainer.main import app

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from tests.trainer.launch import launch
 from tests.trainer.world import SIZES
-from trainer import evaluation
+from trainer import evaluate as evaluation
 from trainer.data import Split
-from trainer.evaluation import evaluate, predict
+from trainer.evaluate import evaluate, predict
 from trainer.model import MLP, Normalize
 
 WORLDS = (1, 2, 4)

@@ -14,7 +14,7 @@ from accelerate.utils import set_seed
 
 from trainer.config import TrainConfig
 from trainer.data import Split, load_dataset
-from trainer.evaluation import evaluate, predict
+from trainer.evaluate import evaluate, predict
 from trainer.learner import Learner
 from trainer.loop import Course, steps_an_epoch, train_epochs
 from trainer.model import Normalize

@@ -11,7 +11,7 @@ from serve_cli.model_file import foreign_file
 
 
 @contextmanager
-def staged_folder(final: Path, *, ours: frozenset[str], overwrite: bool) -> Iterator[Path]:
+def atomic_folder(final: Path, *, ours: frozenset[str], overwrite: bool) -> Iterator[Path]:
     """Yield an empty folder that becomes `final` when the block ends, and goes away when it raises.
 
     With `overwrite`, a folder that stands at `final` stays until the new one is whole. It is replaced only if

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from serve_cli.errors import InputError
-from trainer import checkpoint, run_directory
+from trainer import checkpoint, run_dir
+from trainer.atomic import write_file
 from trainer.checkpoint import Checkpoint
-from trainer.run_directory import Standing, begin, open_run
-from trainer.staging import write_file
+from trainer.run_dir import Standing, begin, open_run
 
 
 def save(output: Path, step: int) -> None:
@@ -214,7 +214,7 @@ def test_the_loser_of_two_starts_leaves_the_folder_to_the_winner(
     """Both found that there was no folder; the winner has not written anything yet."""
     output = tmp_path / "run"
     with open_run(output, overwrite=False, resume=False):
-        monkeypatch.setattr(run_directory, "_make", lambda _: True)
+        monkeypatch.setattr(run_dir, "_make", lambda _: True)
         with pytest.raises(InputError, match="trains into"), open_run(output, overwrite=False, resume=False):
             pass
         assert output.is_dir()
@@ -235,7 +235,7 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
     output = tmp_path / "run"
     program = (
         "import sys, pathlib\n"
-        "from trainer.run_directory import open_run\n"
+        "from trainer.run_dir import open_run\n"
         "with open_run(pathlib.Path(sys.argv[1]), overwrite=False, resume=False):\n"
         "    print('in', flush=True)\n"
         "    sys.stdin.read()\n"
@@ -307,6 +307,6 @@ def test_a_report_of_something_else_is_refused(tmp_path: Path) -> None:
     for text in ("", "[]", '{"test": 1}'):
         path.write_text(text)
         with pytest.raises(InputError, match=r"report\.json"):
-            run_directory.read_report(path)
+            run_dir.read_report(path)
     with pytest.raises(InputError, match="cannot read"):
-        run_directory.read_report(tmp_path / "nowhere.json")
+        run_dir.read_report(tmp_path / "nowhere.json")

@@ -16,7 +16,7 @@ from serve_cli.errors import InputError
 from serve_cli.model_file import foreign_file
 from serve_cli.spec import ARTIFACT_FILES, ARTIFACT_FOLDER, STATE_DICT
 from trainer import checkpoint
-from trainer.staging import fsync, write_file
+from trainer.atomic import fsync, write_file
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -26,13 +26,15 @@ SAMPLES = "samples.png"
 LOSSES = "losses.png"
 CONFUSION = "confusion.png"
 MISTAKES = "mistakes.png"
+LOCAL = "local.json"
+"""What holds on this machine alone, such as where the data lies; it is never exported."""
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 LOCK = ".lock"
 REPLACED = ".replaced"
 """Where a run that is overwritten stays until the new one has a report."""
 
-FILES = (CONFIG, METRICS, STATE_DICT, REPORT, SAMPLES, LOSSES, CONFUSION, MISTAKES, LOCK)
+FILES = (CONFIG, LOCAL, METRICS, STATE_DICT, REPORT, SAMPLES, LOSSES, CONFUSION, MISTAKES, LOCK)
 CHECKPOINT_FILES = "|".join(re.escape(name) for name in sorted(checkpoint.FILES))
 OURS = re.compile(
     rf"({re.escape(REPLACED)}/)?("
@@ -121,6 +123,15 @@ def begin(output: Path, config: dict[str, Any], *, overwrite: bool) -> None:
 def json_bytes(document: dict[str, Any]) -> bytes:
     """A JSON document that people can read, too."""
     return (json.dumps(document, indent=2, allow_nan=False) + "\n").encode()
+
+
+def read_data_dir(run: Path) -> Path | None:
+    """The --data-dir that the run was trained with; None where none was given, or the file is not there."""
+    try:
+        data_dir = json.loads((run / LOCAL).read_text(encoding="utf-8"))["data_dir"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return Path(data_dir) if isinstance(data_dir, str) else None
 
 
 def read_report(path: Path) -> dict[str, Any]:

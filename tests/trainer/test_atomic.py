@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from serve_cli.errors import InputError, MnistError
-from trainer.staging import staged_folder
+from trainer.atomic import atomic_folder
 
 MARKER = "mark.json"
 OURS = frozenset({MARKER, "extra.json", "artifact/model.onnx"})
 
 
 def publish(final: Path, content: str, *, overwrite: bool = False) -> None:
-    with staged_folder(final, ours=OURS, overwrite=overwrite) as folder:
+    with atomic_folder(final, ours=OURS, overwrite=overwrite) as folder:
         (folder / MARKER).write_text(content)
         assert not final.exists() or overwrite
 
@@ -33,7 +33,7 @@ def test_it_has_the_permissions_of_an_ordinary_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_nothing_is_left_of_a_failure(tmp_path: Path, error: type[BaseException]) -> None:
     final = tmp_path / "final"
-    with pytest.raises(error), staged_folder(final, ours=OURS, overwrite=False) as folder:  # noqa: PT012
+    with pytest.raises(error), atomic_folder(final, ours=OURS, overwrite=False) as folder:  # noqa: PT012
         (folder / MARKER).write_text("half")
         raise error
     assert list(tmp_path.iterdir()) == []
@@ -59,7 +59,7 @@ def test_overwrite_replaces_the_whole_folder(tmp_path: Path) -> None:
 def test_a_failed_overwrite_leaves_the_old_one(tmp_path: Path) -> None:
     final = tmp_path / "final"
     publish(final, "old")
-    with pytest.raises(RuntimeError), staged_folder(final, ours=OURS, overwrite=True):
+    with pytest.raises(RuntimeError), atomic_folder(final, ours=OURS, overwrite=True):
         raise RuntimeError
     assert (final / MARKER).read_text() == "old"
     assert list(tmp_path.iterdir()) == [final]
@@ -122,7 +122,7 @@ def test_a_full_disk_is_one_line_and_changes_nothing(tmp_path: Path) -> None:
     publish(final, "old")
     with (
         pytest.raises(MnistError, match="No space left") as caught,
-        staged_folder(final, ours=OURS, overwrite=True),
+        atomic_folder(final, ours=OURS, overwrite=True),
     ):
         raise OSError(28, "No space left on device")
     assert caught.value.exit_code == 1
@@ -132,7 +132,7 @@ def test_a_full_disk_is_one_line_and_changes_nothing(tmp_path: Path) -> None:
 
 def test_the_slower_of_two_writers_is_refused(tmp_path: Path) -> None:
     final = tmp_path / "final"
-    with pytest.raises(InputError, match="exists already"), staged_folder(final, ours=OURS, overwrite=False):
+    with pytest.raises(InputError, match="exists already"), atomic_folder(final, ours=OURS, overwrite=False):
         publish(final, "faster")
     assert (final / MARKER).read_text() == "faster"
     assert list(tmp_path.iterdir()) == [final]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.augmentation import COLUMNS, distort, draw
+from trainer.augment import COLUMNS, distort, draw
 from trainer.data import Dataset
 
 

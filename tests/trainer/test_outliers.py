@@ -7,11 +7,11 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from tests.trainer.world import fit
-from trainer.augmentation import draw
+from trainer.augment import draw
 from trainer.config import TrainConfig
 from trainer.data import Dataset, Split
 from trainer.model import Normalize
-from trainer.strangers import COLUMNS, draw_strangers, make_strangers, mix_in
+from trainer.outliers import COLUMNS, draw_strangers, make_strangers, mix_in
 
 PAIR, CROSSED, LYING = 0.1, 0.5, 0.9
 """Kinds, as the number in the first column asks for them."""

@@ -8,8 +8,8 @@ from sklearn.metrics import log_loss
 
 from serve_cli.metrics import confidences
 from serve_cli.spec import is_calibration
-from trainer import calibration
-from trainer.calibration import calibrate, fit_temperature, lowest_floor
+from trainer import calibrate as calibration
+from trainer.calibrate import calibrate, fit_temperature, lowest_floor
 
 
 def honest(samples: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

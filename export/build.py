@@ -201,7 +201,7 @@ def describe(source: Source, dataset: Dataset, questions: Questions, license_nam
         calibration=source.calibration,
         evaluation={
             "dataset": dataset.name,
-            "dataset_sha256": dataset.test.sha256(),
+            "dataset_sha256": dataset.test.sha256,
             **_rounded(score(logits, questions.labels, dataset.labels, temperature_of(source.calibration))),
         },
         parity={},

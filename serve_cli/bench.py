@@ -19,7 +19,7 @@ import typer
 from serve_cli.errors import CheckFailed, MissingExtra
 from serve_cli.evaluate import ModelArgument, table
 from serve_cli.model_file import find_model
-from serve_cli.process import complain, printable
+from serve_cli.process import printable, warn
 from serve_cli.spec import ARTIFACT_FOLDER, BUNDLED_MODEL, IMAGE_SIZE, MODEL_FILES, STATE_DICT
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def _sift(files: Sequence[Path]) -> tuple[list[Path], dict[Path, MissingExtra]]:
     if not usable:
         raise next(iter(left_out.values()))
     for file, reason in left_out.items():
-        complain("mnist bench", f"{file} is left out: {reason}")
+        warn("mnist bench", f"{file} is left out: {reason}")
     return usable, left_out
 
 

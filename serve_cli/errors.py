@@ -14,9 +14,13 @@ OWN_PACKAGES = frozenset({"trainer", "export", "serve_cli"})
 
 
 class MnistError(Exception):
-    """Base of all errors that users see as one line; `exit_code` is the command's."""
+    """Base of all errors that users see as one line; `exit_code` is the command's.
+
+    Of a group of training processes the main one reports an error that all of them raise.
+    """
 
     exit_code = 1
+    on_main_process_only = True
 
 
 class CheckFailed(MnistError):

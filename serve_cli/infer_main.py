@@ -83,7 +83,7 @@ def infer(options: argparse.Namespace) -> int:
                     if answer.label is None:
                         exit_code = exit_code or NotSure.exit_code
                 except InputError as error:
-                    process.complain(PROGRAM, str(error))
+                    process.warn(PROGRAM, str(error))
                     exit_code = error.exit_code
             sys.stdout.flush()
     _tell_what_was_left_out(options.images)
@@ -95,7 +95,7 @@ def _tell_what_was_left_out(names: Sequence[str]) -> None:
         if number := left_out(name):
             others = f"{number:,} file{'s' * (number > 1)}"
             endings = ", ".join(sorted(SUFFIXES))
-            process.complain(
+            process.warn(
                 PROGRAM,
                 f"{name}: left out {others} not called {endings}: name them one by one if they matter",
             )

@@ -19,12 +19,9 @@ TERMINATED = 128 + signal.SIGTERM
 
 HELP = ["-h", "--help"]
 
-LAUNCHED = "trainer.main"
-"""The program that launchers start in many processes, of which the first one speaks."""
 
-
-def is_first_process() -> bool:
-    """Whether this is the process that speaks: the only one, or rank 0 of a launched group."""
+def is_main_process() -> bool:
+    """Whether this is the only process, or rank 0 of a group that a launcher has started."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -35,25 +32,25 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def complain(program: str, message: str) -> None:
-    """Print `message` on stderr as one line; of a launched group, only in the first process.
+def warn(program: str, message: str, *, on_main_process_only: bool = True) -> None:
+    """Print `message` on stderr as one line; of a launched group, in the main process unless told otherwise.
 
     Where standard error fails, the exit code alone says it.
     """
-    if program != LAUNCHED or is_first_process():
+    if is_main_process() or not on_main_process_only:
         try:
             print(f"{program}: {printable(message)}", file=sys.stderr)  # noqa: T201
         except OSError:
             discard(sys.stderr)
 
 
-def say(line: str) -> None:
+def print_result(line: str) -> None:
     """Print a result of long work at once; when standard output fails, the work goes on without it."""
     try:
         print(line, flush=True)  # noqa: T201
     except OSError as error:
         discard(sys.stdout)
-        complain("mnist", f"standard output is lost ({error.strerror}), the work goes on")
+        warn("mnist", f"standard output is lost ({error.strerror}), the work goes on")
 
 
 def discard(stream: IO[str]) -> None:
@@ -103,7 +100,7 @@ def _call(app: "typer.Typer", program: str, arguments: Sequence[str] | None) -> 
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)  # an option without its value has none
         program = context.command_path if context else " ".join((program, *(arguments or ())[:1]))
-        complain(program, f"{error.format_message()} (see {program} --help)")
+        warn(program, f"{error.format_message()} (see {program} --help)")
         return error.exit_code
     except typer.Abort:
         return INTERRUPTED
@@ -116,17 +113,17 @@ def guard(program: str, command: Callable[[], int]) -> int:
         exit_code = command()
         sys.stdout.flush()
     except MnistError as error:
-        complain(program, str(error))
+        warn(program, str(error), on_main_process_only=error.on_main_process_only)
         return error.exit_code
     except OSError as error:  # a disk that is full, a reader of our output that has gone
         discard(sys.stdout)
         if not isinstance(error, BrokenPipeError):
-            complain(program, str(error) if error.filename else f"standard output: {error.strerror or error}")
+            warn(program, str(error) if error.filename else f"standard output: {error.strerror or error}")
         return 1
     except KeyboardInterrupt:
         exit_code = INTERRUPTED
     if exit_code == INTERRUPTED:  # typer returns this code for a KeyboardInterrupt that it caught
         with suppress(KeyboardInterrupt):  # of somebody who cannot wait
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end is near, it shall be an orderly one
-            complain(program, "interrupted")
+            warn(program, "interrupted")
     return exit_code

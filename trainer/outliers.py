@@ -1,4 +1,4 @@
-"""Pictures that are no digits, made of digits, so that the net learns to be unsure of what it does not know.
+"""Outliers: pictures of no digit, made of digits, from which the net learns to be unsure.
 
 Training with outliers and a uniform target: Hendrycks, Mazeika, Dietterich, "Deep Anomaly Detection with
 Outlier Exposure", ICLR 2019. Letters, crosses, scribbles and two digits in one picture look like these.
@@ -8,11 +8,11 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample, one_hot
+from torch.nn.functional import affine_grid, grid_sample
 
 from serve_cli.spec import CLASSES, IMAGE_SIZE
+from trainer.augment import generator
 from trainer.data import Split
-from trainer.generator import generator
 
 SIDE_BY_SIDE, ACROSS, LYING = range(3)
 """Two digits next to each other, one across another, one that lies on its side."""
@@ -40,30 +40,30 @@ STREAM = 2
 """Parts these numbers from those of the distortions and the order of the samples."""
 
 
-def draw_strangers(samples: int, seed: int, step: int) -> Tensor:
+def draw_outliers(samples: int, seed: int, step: int) -> Tensor:
     """All random numbers of one step: float32 [samples, COLUMNS] on the CPU, uniform in [0, 1)."""
     return torch.rand(samples, COLUMNS, generator=generator(seed, step, STREAM))
 
 
-def mix_in(images: Tensor, labels: Tensor, train: Split, numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn the first S of `images`, [B, 28, 28], into strangers; S is the length of `numbers` [S, COLUMNS].
+def add_outliers(
+    images: Tensor, labels: Tensor, targets: Tensor, train: Split, numbers: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Turn the first S of `images`, [B, 28, 28], into outliers; S is the length of `numbers` [S, COLUMNS].
 
-    `labels` are int64 [B]; what strangers are made of besides `images` is from `train`. Returns float32
-    [B, 28, 28], and float32 [B, 10] with the probabilities to learn, which are all the same for a stranger.
+    `labels` are int64 [B], `targets` float32 [B, 10]; the second digit of a pair is from `train`. Returns float32 [B, 28, 28], and the targets [B, 10], which are all the same for an outlier.
     """
     count = len(numbers)
     others = train.images.index_select(0, (numbers[:, 1] * len(train)).long())
     ink = images.to(torch.float32)
-    strangers = make_strangers(ink[:count], others.to(torch.float32), labels[:count], numbers)
-    targets = one_hot(labels, CLASSES).to(torch.float32)
-    targets[:count] = 1 / CLASSES
-    return torch.cat([strangers, ink[count:]]), targets
+    outliers = make_outliers(ink[:count], others.to(torch.float32), labels[:count], numbers)
+    uniform = torch.full_like(targets[:count], 1 / CLASSES)
+    return torch.cat([outliers, ink[count:]]), torch.cat([uniform, targets[count:]])
 
 
-def make_strangers(images: Tensor, others: Tensor, labels: Tensor, numbers: Tensor) -> Tensor:
+def make_outliers(images: Tensor, others: Tensor, labels: Tensor, numbers: Tensor) -> Tensor:
     """Make of `images` and `others`, each float32 [S, 28, 28], pictures that are no digits: the same.
 
-    `labels`, int64 [S], are those of `images`; `numbers` [S, COLUMNS] are those of `draw_strangers`.
+    `labels`, int64 [S], are those of `images`; `numbers` [S, COLUMNS] are those of `draw_outliers`.
     """
     kind = (numbers[:, 0] * KINDS).long()
     kind = torch.where((kind == LYING) & (labels == RING), SIDE_BY_SIDE, kind)

@@ -1,178 +1,206 @@
-"""The pictures of a run; importing this module costs the 0.4 s of matplotlib."""
+"""The pictures of a run. Pillow draws them: importing matplotlib takes longer than training an epoch."""
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, get_font
-from matplotlib.ticker import MaxNLocator, PercentFormatter
-from torch import Tensor
+from PIL import Image, ImageDraw, ImageFont
 
 from serve_cli.metrics import confidences, worst_mistakes
 from serve_cli.spec import IMAGE_SIZE
-from trainer.data import Split
+from trainer.atomic import replace_file
 
 if TYPE_CHECKING:
-    from trainer.loop import Epoch
+    from trainer.train import EpochMetrics
 
 SAMPLES_SHOWN = 10
-MISTAKES_SHOWN = 25
-MISTAKES_IN_A_ROW = 5
+MISTAKES_SHOWN, MISTAKES_PER_ROW = 25, 5
 
-PIXELS_PER_INCH = 22
-TITLE_HEIGHT, GAP = 10, 4
-CELL_HEIGHT, CELL_WIDTH = TITLE_HEIGHT + IMAGE_SIZE + GAP, GAP + IMAGE_SIZE + GAP
-"""Of a small image with its title, in pixels of the image."""
+SCALE = 5
+"""Pixels of a picture for each pixel of an image."""
+
+FONT_SIZE = 16
+TITLE_HEIGHT, GAP = 46, 14
+CELL_WIDTH, CELL_HEIGHT = IMAGE_SIZE * SCALE + 2 * GAP, TITLE_HEIGHT + IMAGE_SIZE * SCALE + GAP
+"""Of a small image with its title of up to two lines."""
 
 LONGEST_CAPTION = 12
-"""Characters of a label that fit above a small image, twice and with an arrow."""
+"""Characters of a label that fit above a small image, twice."""
 
-WIDEST_CAPTION = 4
-"""Characters of a label that fit below a cell of the confusion matrix; longer ones go there at a slant."""
+MISSING_GLYPH = "\uffff"
 
-
-def draw_samples(split: Split, labels: tuple[int | str, ...], path: Path) -> None:
-    """Write the first training images with their labels as a PNG."""
-    shown = min(SAMPLES_SHOWN, len(split))
-    names = captions(labels)
-    titles = [f"Label: {names[label]}" for label in split.labels[:shown].tolist()]
-    _save(_grid(split.images[:shown], titles, columns=shown), path)
+TRAIN_COLOUR, VALIDATION_COLOUR, GRID_COLOUR = "#1f77b4", "#ff7f0e", "#d9d9d9"
+DIAGONAL_COLOUR, MISTAKE_COLOUR = (235, 235, 235), (165, 15, 21)
 
 
-def draw_losses(epochs: list["Epoch"], validated_on: str, path: Path) -> None:
-    """Write the training and validation loss of each epoch as a PNG."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    numbers = [epoch.number for epoch in epochs]
-    axes.plot(numbers, [epoch.train_loss for epoch in epochs], marker="o", label="Training Loss")
-    axes.plot(
-        numbers,
-        [epoch.validation.loss for epoch in epochs],
-        marker="o",
-        label=f"Validation Loss ({validated_on})",
-    )
-    axes.set_xlabel("Epoch")
-    axes.set_ylabel("Loss")
-    axes.set_title("Training and Validation Loss")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    _save(figure, path)
+def draw_samples(images: np.ndarray, labels: np.ndarray, names: Sequence[int | str], path: Path) -> None:
+    """Write the first of the training `images`, uint8 [N, 28, 28], with their `labels`, int64 [N], as a PNG.
 
-
-def draw_confusion(confusion: list[list[int]], labels: tuple[int | str, ...], path: Path) -> None:
-    """Write the confusion matrix, rows the true class, as a PNG: only errors have a colour.
-
-    The colour is the error's share of its true class. On the scale of the diagonal, 99 %, errors of 1 % would
-    all look the same.
+    `names` has the label of each class.
     """
-    counts = np.array(confusion)
-    is_error = ~np.eye(len(counts), dtype=bool)
-    shares = is_error * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    scale = Normalize(0, shares.max() or 0.01)  # without errors any scale will do
-    figure = Figure(figsize=(8, 7), layout="constrained")
-    axes = figure.subplots()
-    shown = axes.imshow(
-        np.ma.masked_array(shares, ~is_error), cmap=colormaps["Reds"].with_extremes(bad="0.93"), norm=scale
-    )
-    for (true, predicted), count in np.ndenumerate(counts):
-        colour = _ink(count, scale(shares[true, predicted])) if true != predicted else "0.45"
-        axes.text(predicted, true, f"{count:,}", ha="center", va="center", color=colour, fontsize=9)
-    names = captions(labels)
-    axes.set_xticks(range(len(names)), names, parse_math=False)
-    axes.set_yticks(range(len(names)), names, parse_math=False)
-    if max(map(len, names)) > WIDEST_CAPTION:
-        axes.tick_params(axis="x", labelrotation=45)
-        for tick in axes.get_xticklabels():
-            tick.set(ha="right", rotation_mode="anchor")
-    axes.set_xlabel("Predicted")
-    axes.set_ylabel("True")
-    axes.set_title(f"Mistakes: {counts[is_error].sum():,} of {counts.sum():,} images")
-    figure.colorbar(shown, label="Mistakes, share of the true class", format=PercentFormatter(1), shrink=0.8)
-    _save(figure, path)
+    shown = captions(names)
+    titles = [f"Label: {shown[label]}" for label in labels[:SAMPLES_SHOWN].tolist()]
+    _save(_grid(images[:SAMPLES_SHOWN], titles, columns=len(titles)), path)
 
 
 def draw_mistakes(
-    images: Tensor, labels: Tensor, logits: Tensor, names: tuple[int | str, ...], path: Path
+    images: np.ndarray, labels: np.ndarray, logits: np.ndarray, names: Sequence[int | str], path: Path
 ) -> None:
-    """Write the mistakes that the net was surest of as a PNG: true label → predicted label, confidence.
+    """Write the mistakes that the net was surest of as a PNG: true label, predicted label, confidence.
 
-    `images` are uint8 [N, 28, 28], `labels` int64 [N], `logits` float32 [N, 10], all on the CPU.
+    `images` are uint8 [N, 28, 28], `labels` int64 [N], `logits` float32 [N, 10]; `names` the classes' labels.
     """
-    worst = worst_mistakes(labels.numpy(), logits.numpy(), MISTAKES_SHOWN).tolist()
-    mistakes = int((logits.argmax(dim=1) != labels).sum())
-    if mistakes == 0:
-        figure = Figure(figsize=(8, 2))
-        figure.text(0.5, 0.5, f"no mistakes in {len(labels):,} images", ha="center", va="center", fontsize=14)
-        _save(figure, path)
-        return
-    short = captions(names)
+    worst = worst_mistakes(labels, logits, MISTAKES_SHOWN)
+    count = int((logits.argmax(axis=1) != labels).sum())
+    shown = captions(names)
     titles = [
-        f"{short[int(labels[position])]} → {short[int(logits[position].argmax())]}\n{confidence:.1%}"
-        for position, confidence in zip(worst, confidences(logits[worst].numpy()).tolist(), strict=True)
+        f"{shown[int(labels[position])]} as {shown[int(logits[position].argmax())]}\n{confidence:.1%}"
+        for position, confidence in zip(worst.tolist(), confidences(logits[worst]).tolist(), strict=True)
     ]
-    head = f"Mistakes, the surest first: {len(worst)} of {mistakes:,}, in {len(labels):,} images"
-    _save(_grid(images[worst], titles, columns=MISTAKES_IN_A_ROW, head=head), path)
+    head = f"Mistakes, the surest first: {len(worst)} of {count:,}, in {len(labels):,} images"
+    if count == 0:
+        head = f"No mistakes in {len(labels):,} images"
+    _save(_grid(images[worst], titles, columns=MISTAKES_PER_ROW, head=head), path)
 
 
-def captions(labels: tuple[int | str, ...]) -> list[str]:
-    """`labels` fit for a picture: long ones lose their middle, unprintable ones are the class's number."""
-    font = get_font(findfont(FontProperties()))
+def draw_losses(epochs: "list[EpochMetrics]", validated_on: str, path: Path) -> None:
+    """Write the training and validation loss of each epoch as a PNG."""
+    lines = {
+        ("Training Loss", TRAIN_COLOUR): [epoch.train_loss for epoch in epochs],
+        (f"Validation Loss ({validated_on})", VALIDATION_COLOUR): [epoch.validation.loss for epoch in epochs],
+    }
+    left, top, right, bottom = 80, 50, 700, 420
+    picture, draw = _blank(720, 480)
+    y_ticks = _ticks(max(map(max, lines.values())))
+    x_ticks = [tick for tick in _ticks(len(epochs)) if tick == int(tick) and tick <= len(epochs)]
+
+    def place(epoch: float, loss: float) -> tuple[float, float]:
+        share = (epoch - 1) / max(len(epochs) - 1, 1)
+        return left + 20 + share * (right - left - 40), bottom - loss / y_ticks[-1] * (bottom - top)
+
+    for tick in y_ticks:
+        y = place(1, tick)[1]
+        draw.line((left, y, right, y), GRID_COLOUR)
+        draw.text((left - 8, y), f"{tick:.4g}", "black", _font(), anchor="rm")
+    for tick in sorted({1, *x_ticks} - {0}):
+        x = place(tick, 0)[0]
+        draw.line((x, bottom, x, bottom + 5), "black")
+        draw.text((x, bottom + 8), f"{tick:g}", "black", _font(), anchor="mt")
+    draw.rectangle((left, top, right, bottom), outline="black")
+    for row, ((name, colour), losses) in enumerate(lines.items()):
+        points = [place(epoch, loss) for epoch, loss in enumerate(losses, 1)]
+        draw.line(points, colour, width=2)
+        for point in points:
+            draw.circle(point, 4, colour)
+        draw.line((right - 290, top + 20 + 24 * row, right - 260, top + 20 + 24 * row), colour, width=3)
+        draw.text((right - 250, top + 20 + 24 * row), name, "black", _font(), anchor="lm")
+    draw.text((360, 24), "Training and Validation Loss", "black", _font(18), anchor="mm")
+    draw.text((390, 462), "Epoch", "black", _font(), anchor="mm")
+    draw.text((left - 8, top - 26), "Loss", "black", _font(), anchor="rm")
+    _save(picture, path)
+
+
+def draw_confusion(confusion: list[list[int]], names: Sequence[int | str], path: Path) -> None:
+    """Write the confusion matrix, rows the true class, as a PNG: only mistakes have a colour.
+
+    The colour is the mistakes' share of their true class. On the scale of the diagonal, 99 %, mistakes of 1 %
+    would all look the same.
+    """
+    counts = np.array(confusion)
+    is_mistake = ~np.eye(len(counts), dtype=bool)
+    shares = is_mistake * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    strengths = shares / (shares.max() or 1)
+    shown = captions(names)
+    label_width = max(int(_font().getlength(name)) for name in shown)
+    left, top, side = label_width + 60, 60, 64
+    size = side * len(counts)
+    picture, draw = _blank(left + size + 20, top + size + 60 + max(0, label_width - 40))
+    white = np.array([255, 255, 255])
+    for (true, predicted), count in np.ndenumerate(counts):
+        strength = strengths[true, predicted]
+        colour = white + strength * (np.array(MISTAKE_COLOUR) - white)
+        fill = tuple(colour.astype(int).tolist()) if is_mistake[true, predicted] else DIAGONAL_COLOUR
+        x, y = left + predicted * side, top + true * side
+        draw.rectangle((x, y, x + side - 1, y + side - 1), fill=fill)
+        if count:
+            ink = "white" if strength > 0.5 else "black" if is_mistake[true, predicted] else "#707070"
+            draw.text((x + side / 2, y + side / 2), f"{count:,}", ink, _font(), anchor="mm")
+    for number, name in enumerate(shown):
+        middle = number * side + side / 2
+        draw.text((left - 10, top + middle), name, "black", _font(), anchor="rm")
+        _draw_below(picture, name, left + int(middle), top + size + 6, slanted=label_width > side)
+    draw.rectangle((left - 1, top - 1, left + size, top + size), outline="black")
+    title = (
+        f"Mistakes: {counts[is_mistake].sum():,} of {counts.sum():,} images. Colour: share of the true class"
+    )
+    draw.text((left + size / 2, 24), title, "black", _font(), anchor="mm")
+    draw.text((left - 10, top - 14), "True", "black", _font(), anchor="rm")
+    draw.text((left + size / 2, picture.height - 16), "Predicted", "black", _font(), anchor="mm")
+    _save(picture, path)
+
+
+def captions(names: Sequence[int | str]) -> list[str]:
+    """Labels fit for a picture: shortened, and the class's number where the font lacks a character."""
+    missing = bytes(_font().getmask(MISSING_GLYPH))
     texts = []
-    for number, label in enumerate(str(label) for label in labels):
-        if not all(font.get_char_index(ord(character)) for character in label):
-            texts.append(f"class {number}")  # instead of empty boxes, and of a warning for each
-        elif len(label) > LONGEST_CAPTION:
-            texts.append(f"{label[: LONGEST_CAPTION - 5]}…{label[-4:]}")
+    for number, name in enumerate(map(str, names)):
+        if any(bytes(_font().getmask(character)) == missing for character in name):
+            texts.append(f"class {number}")  # instead of empty boxes
+        elif len(name) > LONGEST_CAPTION:
+            texts.append(f"{name[: LONGEST_CAPTION - 6]}..{name[-4:]}")
         else:
-            texts.append(label)
+            texts.append(name)
     return texts
 
 
-def _grid(images: Tensor, titles: list[str], *, columns: int, head: str = "") -> Figure:
-    """A figure of `images`, uint8 [N, 28, 28], row by row with a title above each, and `head` above all.
-
-    All of them are one picture in one pair of axes: with a pair for each it takes ten times as long.
-    """
-    rows = -(-len(images) // columns)
-    canvas = np.full((rows, CELL_HEIGHT, columns, CELL_WIDTH), 255, np.uint8)
-    for number, image in enumerate(images.numpy()):
+def _grid(images: np.ndarray, titles: list[str], *, columns: int, head: str = "") -> Image.Image:
+    """A picture of `images`, uint8 [N, 28, 28], row by row with a title above each, and `head` above all."""
+    rows = math.ceil(len(images) / columns) if len(images) else 0
+    top = TITLE_HEIGHT if head else 0
+    widest = max((_font().getlength(line) for title in titles for line in title.splitlines()), default=0)
+    font = _font(FONT_SIZE if widest <= CELL_WIDTH else FONT_SIZE * 3 // 4)
+    picture, draw = _blank(columns * CELL_WIDTH, max(top + rows * CELL_HEIGHT, CELL_HEIGHT))
+    draw.text((picture.width / 2, TITLE_HEIGHT / 2), head, "black", _font(18), anchor="mm")
+    for number, (image, title) in enumerate(zip(images, titles, strict=True)):
         row, column = divmod(number, columns)
-        canvas[row, TITLE_HEIGHT:-GAP, column, GAP:-GAP] = image
-    height, width = rows * CELL_HEIGHT, columns * CELL_WIDTH
-    head_height = TITLE_HEIGHT * bool(head)
-    figure = Figure(figsize=(width / PIXELS_PER_INCH, (height + head_height) / PIXELS_PER_INCH))
-    axes = figure.add_axes((0, 0, 1, height / (height + head_height)))
-    axes.imshow(
-        canvas.reshape(height, width), cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto"
-    )
-    axes.axis("off")
-    for number, title in enumerate(titles):
-        row, column = divmod(number, columns)
-        axes.text(
-            (column + 0.5) * CELL_WIDTH - 0.5,
-            row * CELL_HEIGHT + TITLE_HEIGHT - 1.5,
-            title,
-            ha="center",
-            va="bottom",
-            fontsize=9,
-            parse_math=False,  # a label may well be a $
-        )
-    if head:
-        figure.suptitle(head)
-    return figure
+        x, y = column * CELL_WIDTH + GAP, top + row * CELL_HEIGHT + TITLE_HEIGHT
+        enlarged = Image.fromarray(image).resize((IMAGE_SIZE * SCALE,) * 2, Image.Resampling.NEAREST)
+        picture.paste(enlarged, (x, y))
+        middle = x + IMAGE_SIZE * SCALE / 2
+        draw.multiline_text((middle, y - 6), title, "black", font, anchor="md", align="center", spacing=2)
+    return picture
 
 
-def _ink(count: int, strength: float) -> str:
-    """The colour for a `count` on a cell of this `strength` of colour, 0 to 1; zeros step back."""
-    if count == 0:
-        return "0.75"
-    return "white" if strength > 0.6 else "black"
+def _draw_below(picture: Image.Image, name: str, x: int, y: int, *, slanted: bool) -> None:
+    """Write `name` below the point (x, y); long names stand upright."""
+    if not slanted:
+        ImageDraw.Draw(picture).text((x, y), name, "black", _font(), anchor="mt")
+        return
+    text = Image.new("L", (int(_font().getlength(name)) + 2, FONT_SIZE + 6), 255)
+    ImageDraw.Draw(text).text((0, 0), name, 0, _font())
+    upright = text.rotate(90, expand=True)
+    picture.paste(upright, (x - upright.width // 2, y))
 
 
-def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=120, format="png")  # whatever the name is while the file is not in its place
+def _blank(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    picture = Image.new("RGB", (width, height), "white")
+    return picture, ImageDraw.Draw(picture)
+
+
+def _font(size: int = FONT_SIZE) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font, which is there on every machine."""
+    return ImageFont.load_default(size)
+
+
+def _ticks(top: float) -> list[float]:
+    """Three to six round numbers from 0 to `top` or a little above it."""
+    rough = top / 5 if top > 0 else 1
+    unit = 10 ** math.floor(math.log10(rough))
+    step = next(factor * unit for factor in (1, 2, 5, 10) if factor * unit >= rough)
+    return [number * step for number in range(math.ceil(top / step) + 1)] if top > 0 else [0, 1]
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    replace_file(path, lambda temporary: picture.save(temporary, format="PNG"))

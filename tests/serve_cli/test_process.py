@@ -23,7 +23,7 @@ def in_child(code: str, **streams: object) -> "subprocess.CompletedProcess[str]"
 def test_work_goes_on_without_its_standard_output() -> None:
     with FULL.open("w") as full:
         done = in_child(
-            "process.say('one'); process.say('two'); sys.exit(7)", stdout=full, stderr=subprocess.PIPE
+            "process.print_result('one'); process.print_result('two'); sys.exit(7)", stdout=full, stderr=subprocess.PIPE
         )
     lost = "mnist: standard output is lost (No space left on device), the work goes on\n"
     assert (done.returncode, done.stderr) == (7, lost)
@@ -31,7 +31,7 @@ def test_work_goes_on_without_its_standard_output() -> None:
 
 @needs_full
 def test_an_error_that_cannot_be_said_is_still_an_exit_code() -> None:
-    code = "process.complain('mnist', 'x' * 10_000); print('on'); sys.exit(7)"
+    code = "process.warn('mnist', 'x' * 10_000); print('on'); sys.exit(7)"
     with FULL.open("w") as full:
         done = in_child(code, stdout=subprocess.PIPE, stderr=full)
     assert (done.returncode, done.stdout) == (7, "on\n")
@@ -53,9 +53,9 @@ def test_of_a_launched_group_the_first_process_speaks(
     rank: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RANK", rank)
-    process.complain(process.LAUNCHED, "no")
+    process.warn(process.LAUNCHED, "no")
     assert capsys.readouterr().err == said
-    process.complain("mnist", "no")
+    process.warn("mnist", "no")
     assert capsys.readouterr().err == "mnist: no\n"
 
 

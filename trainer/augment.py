@@ -60,7 +60,7 @@ def generator(*key: int) -> torch.Generator:
 
 
 def distort(images: Tensor, numbers: Tensor, strength: float) -> Tensor:
-    """Distort uint8 `images` [B, 28, 28] by `numbers` [B, COLUMNS] of `draw_distortions`: float32 [B, 28, 28], 0 to 255.
+    """Distort uint8 `images` [B, 28, 28] by `numbers` [B, COLUMNS]: float32 [B, 28, 28], 0 to 255.
 
     `strength` scales all distortions: 1 is the tuned mixture, 0 leaves the images as they are. In the mixture
     each sample has its own dose from 0 to 1, with density 2 * dose, so that light distortions occur too.

@@ -24,7 +24,7 @@ from serve_cli.regular_file import read_regular
 from trainer.atomic import write_file
 
 KEEP = 2
-"""How many of the newest checkpoints are kept; the best one is kept as well."""
+"""How many of the newest checkpoints are kept."""
 
 NAME = re.compile(r"step-(\d{8,})-([0-9a-f]{16})\.safetensors")
 DAMAGED = "damaged-"
@@ -46,7 +46,7 @@ class Checkpoint:
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write `checkpoint` into `folder`, durably, and return its path.
+    """Write `checkpoint` into `folder`, durably, remove all but the newest ones, and return its path.
 
     Raises:
         OSError: the system refused; what was there is untouched.
@@ -55,6 +55,8 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     data = save_safetensors(dict(checkpoint.tensors), metadata={METADATA: state})
     path = folder / f"step-{checkpoint.step:08d}-{_digest(data)}.safetensors"
     write_file(path, data)
+    for old in find(folder)[KEEP:]:
+        old.unlink()
     return path
 
 
@@ -105,17 +107,6 @@ def latest(folder: Path) -> tuple[Path | None, Checkpoint | None, list[CorruptCh
 def step_of(path: Path) -> int:
     """The step in a checkpoint's name."""
     return int(path.name.split("-")[1])
-
-
-def prune(folder: Path, best_step: int | None) -> None:
-    """Remove all checkpoints but the newest ones and that of `best_step`.
-
-    Raises:
-        OSError: the system refused.
-    """
-    for path in find(folder)[KEEP:]:
-        if step_of(path) != best_step:
-            path.unlink()
 
 
 def set_aside(folder: Path, newest: Path | None) -> None:

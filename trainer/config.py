@@ -59,7 +59,7 @@ def setting(
     above: float = -math.inf,
     high: float = math.inf,
 ) -> Any:
-    """A field with its help and its range: one of `choices`, or a number from `low`, or `above`, to `high`."""
+    """A field with its help and its range: one of `choices`, or a number in its bounds."""
     return field(
         default=default,
         metadata={"help": help_text, "choices": choices, "low": low, "above": above, "high": high},
@@ -171,18 +171,25 @@ class TrainConfig:
             )
 
     @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
+        """Build a config from what `to_dict` gave.
+
+        Raises:
+            InputError: a value is out of range.
+            KeyError, TypeError: a key is missing or unknown.
+        """
+        return cls(**{**values, "hidden": tuple(values["hidden"])})
+
+    @classmethod
     def read(cls, path: Path) -> "TrainConfig":
         """Read a run's config.json.
 
         Raises:
             InputError: missing, not JSON, an unknown key, or a value that does not fit.
         """
-        values = read_settings(path)
-        if "hidden" not in values:
-            raise InputError(f"{path} is not the config of a run, it lacks 'hidden': train again")
         try:
-            return cls(**values)
-        except InputError as error:
+            return cls.from_dict(read_settings(path))
+        except (InputError, KeyError, TypeError) as error:
             raise InputError(f"{path} is not the config of a run ({error}): train again") from error
 
 

@@ -49,7 +49,7 @@ UNSUPPORTED = {
     "--accumulate to the parts that a process computes its share in",
     "ACCELERATE_DYNAMO_BACKEND": "compiling takes longer than training here: leave it out",
 }
-"""Settings of accelerate launch that change a training and that this program does not have, and what to do."""
+"""Settings of accelerate launch that this program does not have, and what to do instead."""
 
 NEUTRAL = ("", "no", "false", "0", "1", "default")
 """Values with which a setting changes nothing."""
@@ -64,8 +64,8 @@ class LostProcess(MnistError):
 class Stopped(MnistError):
     """A signal asked the run to stop; the exit code is the one that shells give."""
 
-    def __init__(self, number: signal.Signals, message: str) -> None:
-        super().__init__(message)
+    def __init__(self, number: signal.Signals, step: int) -> None:
+        super().__init__(f"stopped by {number.name} after step {step}")
         self.exit_code = 128 + number
 
 
@@ -132,9 +132,8 @@ def on_all_processes(action: Callable[[], T]) -> T:
             raised as it is where it occurred.
     """
     result, error = _attempt(action)
-    failed = next((other for other in gather_object([_sendable(error)]) if other is not None), None)
-    if failed is not None:
-        raise error if error is not None and not isinstance(error, MnistError) else failed
+    failures = [failure for failure in gather_object([_sendable(error)]) if failure is not None]
+    _raise(error, failures[0] if failures else None)
     return cast(T, result)
 
 
@@ -144,13 +143,9 @@ def on_main_process(action: Callable[[], T]) -> T:
     Raises:
         MnistError: what `action` raised, in all processes; an OSError becomes one, too.
     """
-    result: T | None = None
-    error: Exception | None = None
-    if PartialState().is_main_process:
-        result, error = _attempt(action)
-    result, failed = broadcast_object_list([(result, _sendable(error))])[0]
-    if failed is not None:
-        raise error if error is not None and not isinstance(error, MnistError) else failed
+    result, error = _attempt(action) if PartialState().is_main_process else (None, None)
+    result, failure = broadcast_object_list([(result, _sendable(error))])[0]
+    _raise(error, failure)
     return cast(T, result)
 
 
@@ -168,6 +163,14 @@ def _sendable(error: Exception | None) -> MnistError | None:
     if error is None or isinstance(error, MnistError):
         return error
     return MnistError(f"process {PartialState().process_index} failed ({type(error).__name__}: {error})")
+
+
+def _raise(own: Exception | None, shared: MnistError | None) -> None:
+    """Raise the error of this process as it is, or the one that all processes share."""
+    if own is not None and not isinstance(own, MnistError):
+        raise own
+    if shared is not None:
+        raise shared
 
 
 def local_main_process_first(action: Callable[[], T]) -> T:
@@ -194,13 +197,16 @@ def require_same(value: object, what: str) -> None:
         raise InputError(f"processes {', '.join(map(str, others))} differ from process 0 in {what}")
 
 
-def sync_stop(accelerator: Accelerator, reason: T | None) -> T | None:
-    """The first reason to stop that any process has, in all of them; None if there is none."""
-    if reason is not None:
+def sync_stop(
+    accelerator: Accelerator, diverged: bool, received: signal.Signals | None
+) -> tuple[bool, signal.Signals | None]:
+    """Whether the loss of any process diverged, and a signal that any of them received: in all processes."""
+    if diverged or received:
         accelerator.set_trigger()
     if not accelerator.check_trigger():
-        return None
-    return cast(T, next(found for found in gather_object([reason]) if found is not None))
+        return False, None
+    found = gather_object([(diverged, received)])
+    return any(each for each, _ in found), next((number for _, number in found if number), None)
 
 
 class StopSignal:

@@ -1,7 +1,6 @@
 """Adam and Muon over one flat vector of parameters, and the one-cycle schedule."""
 
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ NEWTON_SCHULZ_STEPS = 5
 """Muon's constants, PyTorch's defaults (Jordan et al. 2024)."""
 
 FIRST_RATE, LAST_RATE, WARM_UP = 1 / 25, 1 / 25 / 1e4, 0.3
-"""One-cycle: first and last rate as shares of the peak, and the share of the steps up to it; PyTorch's defaults."""
+"""One-cycle: first and last rate as shares of the peak, and the warm-up's share of the steps; PyTorch's."""
 
 
 class Optimizer:
@@ -43,19 +42,19 @@ class Optimizer:
         ordered = [named[name] for name in self.matrices] + [
             parameter for name, parameter in named.items() if name not in self.matrices
         ]
-        self.flat = parameters_to_vector(ordered).detach()
-        self.gradient = torch.zeros_like(self.flat)
-        self.exp_avg = torch.zeros_like(self.flat)  # Adam's first moment, Muon's momentum
-        self.exp_avg_sq = torch.zeros_like(self.flat)  # Adam's second moment, unused by Muon
+        self.weights = parameters_to_vector(ordered).detach()
+        self.gradient = torch.zeros_like(self.weights)
+        self.exp_avg = torch.zeros_like(self.weights)  # Adam's first moment, Muon's momentum
+        self.exp_avg_sq = torch.zeros_like(self.weights)  # Adam's second moment, unused by Muon
         sizes = [parameter.numel() for parameter in ordered]
         for parameter, value, gradient in zip(
-            ordered, self.flat.split(sizes), self.gradient.split(sizes), strict=True
+            ordered, self.weights.split(sizes), self.gradient.split(sizes), strict=True
         ):
             parameter.data = value.view_as(parameter)
             parameter.grad = gradient.view_as(parameter)
         self.by_muon = sum(sizes[: len(self.matrices)])
         self.by_adam = [
-            vector[self.by_muon :] for vector in (self.flat, self.gradient, self.exp_avg, self.exp_avg_sq)
+            vector[self.by_muon :] for vector in (self.weights, self.gradient, self.exp_avg, self.exp_avg_sq)
         ]
         self.muon_shapes = [named[name].shape for name in self.matrices]
 
@@ -93,20 +92,20 @@ class Optimizer:
     def _muon(self, rate: float, decay: float) -> None:
         """Muon with Nesterov momentum; its updates are scaled to be as large as Adam's.
 
-        The scale is that of "Muon is Scalable for LLM Training" (Liu et al. 2025): one learning rate fits both.
+        The scale is that of "Muon is Scalable for LLM Training" (Liu et al. 2025); one rate fits both.
         """
         sizes = [shape.numel() for shape in self.muon_shapes]
-        parts = (vector[: self.by_muon].split(sizes) for vector in (self.flat, self.gradient, self.exp_avg))
+        parts = (
+            vector[: self.by_muon].split(sizes) for vector in (self.weights, self.gradient, self.exp_avg)
+        )
         for shape, weight, gradient, momentum in zip(self.muon_shapes, *parts, strict=True):
             momentum.lerp_(gradient, 1 - MOMENTUM)
             update = orthogonalize(gradient.lerp(momentum, MOMENTUM).view(shape))
             weight.mul_(1 - rate * decay)
             weight.view(shape).add_(update, alpha=-rate * 0.2 * math.sqrt(max(shape)))
 
-    def restore(self, step_count: int, tensors: Mapping[str, Tensor]) -> None:
-        """Set the state to what `tensors` gave after `step_count` steps."""
-        for name, tensor in self.tensors().items():
-            tensor.copy_(tensors[name])
+    def set_step(self, step_count: int) -> None:
+        """Go on after `step_count` steps."""
         self.step_count = step_count
         self.step_tensor.fill_(step_count)
 
@@ -118,8 +117,8 @@ class Optimizer:
 def orthogonalize(matrix: Tensor) -> Tensor:
     """The nearest semi-orthogonal matrix, approximately, by Muon's quintic Newton-Schulz iteration.
 
-    X <- a X + b (X Xt) X + c (X Xt)^2 X is done on the small Gram matrix X Xt, in float32: for 128x784 that is
-    half of the work, and processors without bfloat16 emulate it, 30 times as slowly.
+    X <- a X + b (X Xt) X + c (X Xt)^2 X is done on the small Gram matrix X Xt, in float32: for 128x784 that
+    is half of the work, and processors without bfloat16 emulate it, 30 times as slowly.
     """
     a, b, c = NEWTON_SCHULZ
     x = matrix if len(matrix) <= matrix.shape[1] else matrix.t()

@@ -50,7 +50,8 @@ def add_outliers(
 ) -> tuple[Tensor, Tensor]:
     """Turn the first S of `images`, [B, 28, 28], into outliers; S is the length of `numbers` [S, COLUMNS].
 
-    `labels` are int64 [B], `targets` float32 [B, 10]; the second digit of a pair is from `train`. Returns float32 [B, 28, 28], and the targets [B, 10], which are all the same for an outlier.
+    `labels` are int64 [B], `targets` float32 [B, 10]; the second digit of a pair is from `train`. Returns
+    float32 [B, 28, 28], and the targets [B, 10], which are all the same for an outlier.
     """
     count = len(numbers)
     others = train.images.index_select(0, (numbers[:, 1] * len(train)).long())

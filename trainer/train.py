@@ -97,6 +97,7 @@ class Run:
     normalize: Normalize
     train: Split
     validation: Split
+    validated_on: str
     data_sha256: Mapping[str, str]
 
     @property
@@ -104,10 +105,9 @@ class Run:
         """Batches of an epoch, the ragged one included."""
         return math.ceil(len(self.train) / self.config.batch_size)
 
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of the checkpoints."""
-        return self.options.output / run_dir.CHECKPOINTS
+    def batch_size_at(self, position: int) -> int:
+        """Samples in the batch at `position` of an epoch."""
+        return min(self.config.batch_size, len(self.train) - position * self.config.batch_size)
 
 
 @dataclass(kw_only=True)
@@ -122,6 +122,7 @@ class TrainState:
     optimizer: Optimizer
     backward: Backward
     losses: Tensor
+    best_weights: Tensor
     seconds: float = 0.0
     epochs: list[EpochMetrics] = field(default_factory=list)
 
@@ -131,9 +132,14 @@ class TrainState:
         return self.optimizer.step_count
 
     @property
-    def best(self) -> EpochMetrics | None:
-        """The epoch with the lowest validation loss so far."""
-        return min(self.epochs, key=lambda epoch: epoch.validation.loss, default=None)
+    def best(self) -> EpochMetrics:
+        """The epoch with the lowest validation loss so far; there must be one."""
+        return min(self.epochs, key=lambda epoch: epoch.validation.loss)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors of the state by name."""
+        named = {"losses": self.losses, "best_weights": self.best_weights, **self.optimizer.tensors()}
+        return {**named, **self.net.state_dict(prefix="net.")}
 
 
 def train(settings: Mapping[str, Any], options: Options) -> None:
@@ -176,9 +182,8 @@ def set_up(
     run = run_dir.open_run(options.output, overwrite=options.overwrite, resume=options.resume)
     status = stack.enter_context(run)
     if not options.resume or status is RunStatus.EMPTY:
-        values = {name: value for name, value in settings.items() if name != "recipe"}
-        config = TrainConfig.from_recipe(settings.get("recipe") or DEFAULT_RECIPE, **values)
-        return config, status, None, options
+        recipe = settings.get("recipe") or DEFAULT_RECIPE
+        return TrainConfig.from_recipe(**{**settings, "recipe": recipe}), status, None, options
     config = TrainConfig.read(options.output / run_dir.CONFIG)
     config.require_same(settings, options.output)
     if options.data_dir is None:
@@ -190,9 +195,7 @@ def set_up(
     if skipped and saved is None:
         raise InputError(f"{skipped[0]}, and no other checkpoint is whole: start again with --overwrite")
     if saved is not None:
-        TrainConfig(
-            **{**saved.state["config"], "hidden": tuple(saved.state["config"]["hidden"])}
-        ).require_same(vars(config), options.output)
+        TrainConfig.from_dict(saved.state["config"]).require_same(vars(config), options.output)
     for damage in skipped:
         warn(PROGRAM, f"{damage}; it is skipped")
     checkpoint.set_aside(folder, path)
@@ -203,72 +206,58 @@ def train_and_test(
     config: TrainConfig, status: RunStatus, saved: Checkpoint | None, options: Options
 ) -> None:
     """Load the data, train from `saved` or from the start, test once, and write the results."""
-    torch.set_num_threads(config.threads)
-    torch.set_flush_denormal(True)  # Adam's moments become denormal, which x86 computes 8 times as slowly
+    prepare_thread(config.threads)
     dataset = local_main_process_first(lambda: load_dataset(config.dataset, options.data_dir))
     data_sha256 = {"train": dataset.train.sha256, "test": dataset.test.sha256}
     require_same((data_sha256, dataset.labels), "their data: give all of them the same files")
     train_split, validation, validated_on = choose_splits(dataset, config)
     accelerator = on_all_processes(lambda: make_accelerator(config, options))
-    device = accelerator.device
     run = Run(
         config=config,
         options=options,
         accelerator=accelerator,
-        normalize=Normalize(config.mean, config.std).to(device),
-        train=train_split.to(device),
-        validation=validation.to(device),
+        normalize=Normalize(config.mean, config.std).to(accelerator.device),
+        train=train_split.to(accelerator.device),
+        validation=validation.to(accelerator.device),
+        validated_on=validated_on,
         data_sha256=data_sha256,
     )
-    set_seed(config.seed)
-    net = MLP(config.hidden).to(device)
-    optimizer = Optimizer(net, config, config.epochs * run.steps_per_epoch)
-    state = TrainState(
-        net=net,
-        optimizer=optimizer,
-        backward=Backward(net),
-        losses=torch.zeros(run.steps_per_epoch, dtype=sum_dtype(device), device=device),
-    )
+    state = make_state(run)
     if saved is not None:
         restore(state, run, saved)
     elif status is RunStatus.EMPTY:
         on_main_process(lambda: run_dir.begin(options.output, config.to_dict(), options.data_dir))
     warn(PROGRAM, describe_start(run))
 
-    with ThreadPoolExecutor(
-        max_workers=2, initializer=prepare_thread, initargs=(config.threads,)
-    ) as background:
-        train_epochs(run, state, background)
-        if config.patience is not None and state.best is not None:
-            restore_best(run, state)
+    train_epochs(run, state)
+    if config.patience is not None:
+        state.optimizer.weights.copy_(state.best_weights)
 
     validation_logits, logits = (
-        predict(net, run.normalize, split.images.to(device), accelerator)
+        predict(state.net, run.normalize, split.images.to(accelerator.device), accelerator).numpy()
         for split in (validation, dataset.test)
     )
-
-    def write_results() -> None:
-        calibration = None  # where the test set is validated on: it chooses nothing
-        if config.validation_fraction > 0:
-            calibration = calibrate(validation_logits.numpy(), validation.labels.numpy())
-        temperature = temperature_of(calibration or {})
-        test = score(logits.numpy(), dataset.test.labels.numpy(), dataset.labels, temperature)
-        weights = io.BytesIO()
-        torch.save(MLP.state_dict(net.to("cpu")), weights)
-        report = make_report(run, state, dataset, test, calibration, weights.getvalue())
-        write_metrics(state.epochs, options.output)
-        write_file(options.output / STATE_DICT, weights.getvalue())
-        write_file(options.output / run_dir.REPORT, run_dir.json_bytes(report))
-        scaled = logits.numpy() / temperature
-        draw_pictures(state.epochs, validated_on, dataset, train_split, test, scaled, options.output)
-        for line in summarize(report):
-            print_result(line)
-
-    on_main_process(write_results)
+    on_main_process(lambda: write_results(run, state, dataset, validation_logits, logits))
 
 
-@torch.inference_mode()  # gradients are computed by MLP.backward, not by autograd
-def train_epochs(run: Run, state: TrainState, background: ThreadPoolExecutor) -> None:  # noqa: C901
+def make_state(run: Run) -> TrainState:
+    """The state before the first step."""
+    config, device = run.config, run.accelerator.device
+    set_seed(config.seed)
+    net = MLP(config.hidden).to(device)
+    optimizer = Optimizer(net, config, config.epochs * run.steps_per_epoch)
+    sum_dtype = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    return TrainState(
+        net=net,
+        optimizer=optimizer,
+        backward=Backward(net),
+        losses=torch.zeros(run.steps_per_epoch, dtype=sum_dtype, device=device),
+        best_weights=optimizer.weights.clone(),
+    )
+
+
+@torch.inference_mode()  # Backward computes the gradients, not autograd
+def train_epochs(run: Run, state: TrainState) -> None:  # noqa: C901, PLR0912  (the loop stays in one place)
     """The training loop: from where `state` is to the last epoch, or until --patience is over.
 
     Each process takes its slice of every global batch, and the gradient is that of the whole batch.
@@ -277,38 +266,39 @@ def train_epochs(run: Run, state: TrainState, background: ThreadPoolExecutor) ->
         Stopped: a process was asked to stop; all of them do, at the same step, with a checkpoint.
         CheckFailed: a loss or a weight is not finite any more; in all processes.
     """
-    config, accelerator, losses = run.config, run.accelerator, state.losses
-    world, total = accelerator.num_processes, config.epochs * len(run.train)
-    saving: Future[None] | None = None
+    config, options, accelerator, losses = run.config, run.options, run.accelerator, state.losses
+    saving: Future[Path] | None = None
     on_main_process(lambda: start_tracker(run, state.step))
     with (
+        ThreadPoolExecutor(
+            max_workers=2, initializer=prepare_thread, initargs=(config.threads,)
+        ) as background,
         StopSignal() as stop,
-        tqdm(total=total, unit=" images", unit_scale=True, leave=False, disable=hide_progress(run)) as bar,
+        progress_bar(run) as bar,
     ):
         try:
-            while state.step < config.epochs * run.steps_per_epoch and not is_patience_over(
-                state, config.patience
-            ):
+            while state.step < config.epochs * run.steps_per_epoch and not is_patience_over(state, config):
                 number, first = state.step // run.steps_per_epoch + 1, state.step % run.steps_per_epoch
                 if first == 0:
                     losses.zero_()
                     state.seconds = 0.0
                 started = time.perf_counter() - state.seconds
-                batches = sample_order(len(run.train), config.seed, number).split(config.batch_size)[first:]
-                steps = enumerate(make_batches(run, batches, state.step, background), first)
-                for position, parts in steps:
-                    losses[position] = train_step(run, state, parts, len(batches[position - first]))
+                order = sample_order(len(run.train), config.seed, number)
+                batches = make_batches(run, order.split(config.batch_size)[first:], state.step, background)
+                for position, parts in enumerate(batches, first):
+                    losses[position] = train_step(run, state, parts, run.batch_size_at(position))
 
                     is_last = position == run.steps_per_epoch - 1
                     is_due = (
-                        run.options.checkpoint_every is not None
-                        and state.step % run.options.checkpoint_every == 0
+                        options.checkpoint_every is not None and state.step % options.checkpoint_every == 0
                     )
-                    if is_last or is_due or state.step % CHECK_EVERY == 0 or (world == 1 and stop.received):
-                        asked = sync_stop(accelerator, stop.received or find_divergence(losses))
+                    is_urgent = stop.received and accelerator.num_processes == 1
+                    if is_last or is_due or is_urgent or state.step % CHECK_EVERY == 0:
+                        diverged = not losses.isfinite().all()
+                        diverged, asked = sync_stop(accelerator, diverged, stop.received)
                         state.seconds = time.perf_counter() - started
                         show_progress(bar, run, state, number, position)
-                        if isinstance(asked, str):
+                        if diverged:
                             raise CheckFailed(describe_divergence(run, state))
                         if (is_due or asked) and not is_last:
                             saving = save(run, state, saving, background)
@@ -329,19 +319,21 @@ def train_epochs(run: Run, state: TrainState, background: ThreadPoolExecutor) ->
                         f"{metrics.validation.loss:g}; lower --lr"
                     )
                 state.epochs.append(metrics)
+                if metrics is state.best:
+                    state.best_weights.copy_(state.optimizer.weights)
                 saving = save(run, state, saving, background)
                 bar.clear()
-                on_main_process(lambda metrics=metrics: log_epoch(run, state, metrics))  # type: ignore[misc]
+                on_main_process(lambda: log_epoch(run, state))
                 if asked:
                     raise Stopped(asked, state.step)
+            wait_for_save(saving)
         except (CheckFailed, Stopped) as error:
             wait_for_save(saving)
-            error.args = (f"{error}; {on_main_process(lambda: describe_way_on(run.checkpoints))}",)
+            error.args = (f"{error}; {on_main_process(lambda: describe_way_on(options.output))}",)
             raise
         finally:
-            bar.clear()
-    wait_for_save(saving)
-    on_main_process(lambda: [tracker.finish() for tracker in accelerator.trackers])
+            for tracker in accelerator.trackers:
+                tracker.finish()
 
 
 def train_step(run: Run, state: TrainState, parts: Iterable[Part], batch_size: int) -> Tensor:
@@ -365,7 +357,7 @@ def make_batches(
 ) -> Iterator[list[Part]]:
     """This process's parts of each of the global `batches`, int64 [B] each; the first one is that of `step`.
 
-    The next batch is distorted in the background while the current one is learned from.
+    On the CPU the next batch is distorted in the background while the current one is learned from.
     """
     parts = (make_parts(run, batch, number) for number, batch in enumerate(batches, step))
     is_augmented = bool(run.config.distortion or run.config.strangers)
@@ -406,9 +398,9 @@ def prefetch(items: Iterator[T], background: ThreadPoolExecutor) -> Iterator[T]:
 
 
 def prepare_thread(threads: int) -> None:
-    """Give a thread the settings that PyTorch keeps for each thread."""
+    """Give this thread the settings that PyTorch keeps for each thread."""
     torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)
+    torch.set_flush_denormal(True)  # Adam's moments become denormal, which x86 computes 8 times as slowly
 
 
 def sample_order(samples: int, seed: int, epoch: int) -> Tensor:
@@ -416,21 +408,11 @@ def sample_order(samples: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(samples, generator=generator(seed, epoch))
 
 
-def sum_dtype(device: torch.device) -> torch.dtype:
-    """The dtype for sums over many samples: float64 wherever the device has it."""
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
-def is_patience_over(state: TrainState, patience: int | None) -> bool:
-    """Whether the last `patience` epochs have brought no lower validation loss."""
-    return (
-        patience is not None and state.best is not None and len(state.epochs) - state.best.number >= patience
-    )
-
-
-def find_divergence(losses: Tensor) -> str | None:
-    """A reason to stop if one of this process's losses is not finite."""
-    return None if losses.isfinite().all() else "diverged"
+def is_patience_over(state: TrainState, config: TrainConfig) -> bool:
+    """Whether the last --patience epochs have brought no lower validation loss."""
+    if config.patience is None or not state.epochs:
+        return False
+    return len(state.epochs) - state.best.number >= config.patience
 
 
 def describe_divergence(run: Run, state: TrainState) -> str:
@@ -448,32 +430,25 @@ def describe_divergence(run: Run, state: TrainState) -> str:
 
 
 def save(
-    run: Run, state: TrainState, saving: "Future[None] | None", background: ThreadPoolExecutor
-) -> "Future[None] | None":
-    """Snapshot `state` now and write it in the background, after the write before, `saving`, is done.
+    run: Run, state: TrainState, saving: Future[Path] | None, background: ThreadPoolExecutor
+) -> Future[Path] | None:
+    """Snapshot `state` now and write it in the background, after `saving`, the write before, is done.
 
     Raises:
         CheckFailed: the weights are not finite; nothing is written. In all processes.
         MnistError: the system refused the write before. In all processes.
     """
     wait_for_save(saving)
-    if not state.optimizer.flat.isfinite().all():
+    if not state.optimizer.weights.isfinite().all():
         raise CheckFailed(
             f"training diverged: after step {state.step} some weights are not finite; lower --lr"
         )
-    keep_losses(run, state, run.accelerator.reduce(state.losses, "sum"))
+    tensors = {**state.tensors(), "losses": run.accelerator.reduce(state.losses, "sum")}
     if not run.accelerator.is_main_process:
         return None
     snapshot = Checkpoint(
         step=state.step,
-        tensors={
-            name: tensor.detach().cpu().numpy().copy()
-            for name, tensor in {
-                **state.net.state_dict(prefix="net."),
-                **state.optimizer.tensors(),
-                "losses": state.losses,
-            }.items()
-        },
+        tensors={name: tensor.cpu().numpy().copy() for name, tensor in tensors.items()},
         state={
             "epochs": [dataclasses.asdict(epoch) for epoch in state.epochs],
             "seconds": state.seconds,
@@ -482,17 +457,10 @@ def save(
             "environment": environment(run.accelerator),
         },
     )
-    best_step = None if state.best is None else state.best.step
-    return background.submit(write_checkpoint, run.checkpoints, snapshot, best_step)
+    return background.submit(checkpoint.save, run.options.output / run_dir.CHECKPOINTS, snapshot)
 
 
-def write_checkpoint(folder: Path, snapshot: Checkpoint, best_step: int | None) -> None:
-    """Write one checkpoint, then remove those that are not needed any more."""
-    checkpoint.save(folder, snapshot)
-    checkpoint.prune(folder, best_step)
-
-
-def wait_for_save(saving: "Future[None] | None") -> None:
+def wait_for_save(saving: Future[Path] | None) -> None:
     """Wait until the last checkpoint is on the disk.
 
     Raises:
@@ -507,68 +475,27 @@ def restore(state: TrainState, run: Run, saved: Checkpoint) -> None:
     Raises:
         InputError: the run was started on other data.
     """
-    if saved.state["data_sha256"] != run.data_sha256:
+    before, data_sha256 = saved.state["environment"], saved.state["data_sha256"]
+    changed = [name for name, digest in run.data_sha256.items() if digest != data_sha256[name]]
+    if changed:
         raise InputError(
-            f"{run.options.output} was started on other data (sha256 {saved.state['data_sha256']}, now "
-            f"{run.data_sha256}): give it the same data with --data-dir, or name another --output"
+            f"{run.options.output} was started on other data ({' and '.join(changed)} images differ): "
+            "name the same data with --data-dir, or another --output"
         )
-    load_weights(state.net, saved)
-    state.optimizer.restore(saved.step, {name: torch.tensor(array) for name, array in saved.tensors.items()})
+    for name, tensor in state.tensors().items():
+        tensor.copy_(torch.tensor(saved.tensors[name]))
+    if not run.accelerator.is_main_process:
+        state.losses.zero_()  # those in the checkpoint are summed over all processes
+    state.optimizer.set_step(saved.step)
     state.seconds = saved.state["seconds"]
     state.epochs = [
         EpochMetrics(**{**epoch, "validation": Evaluation(**epoch["validation"])})
         for epoch in saved.state["epochs"]
     ]
-    keep_losses(run, state, torch.tensor(saved.tensors["losses"]))
-    before = saved.state["environment"]
-    changed = [
-        f"{name} {before[name]}, now {now}"
-        for name, now in environment(run.accelerator).items()
-        if now != before[name]
-    ]
-    if changed:
+    now = environment(run.accelerator)
+    if changed := [f"{name} {before[name]}, now {now[name]}" for name in now if now[name] != before[name]]:
         warn(PROGRAM, f"the run had {', '.join(changed)}: the weights will be equal up to rounding")
     warn(PROGRAM, f"going on after step {saved.step}")
-
-
-def restore_best(run: Run, state: TrainState) -> None:
-    """Set the net's weights to those of the best epoch, and drop the metrics of later ones from the report.
-
-    Raises:
-        CorruptCheckpoint: that checkpoint is damaged; in all processes.
-    """
-    best = state.best
-    assert best is not None
-
-    def read() -> Checkpoint:
-        for path in checkpoint.find(run.checkpoints):
-            if checkpoint.step_of(path) == best.step:
-                try:
-                    return checkpoint.load(path)
-                except checkpoint.CorruptCheckpoint as error:
-                    error.args = (f"{error}; it is the best one: train again with --overwrite",)
-                    raise
-        raise MnistError(
-            f"the checkpoint of step {best.step}, the best one, is gone: train again with --overwrite"
-        )
-
-    load_weights(state.net, on_main_process(read))
-
-
-def load_weights(net: MLP, saved: Checkpoint) -> None:
-    """Copy the weights of a checkpoint into `net`, whose parameters stay views of the optimizer's vector."""
-    net.load_state_dict(
-        {
-            name.removeprefix("net."): torch.tensor(array)
-            for name, array in saved.tensors.items()
-            if name.startswith("net.")
-        }
-    )
-
-
-def keep_losses(run: Run, state: TrainState, losses: Tensor) -> None:
-    """Leave `losses`, summed over the processes, to the main process, so that they are counted once."""
-    state.losses.copy_(losses if run.accelerator.is_main_process else torch.zeros_like(losses))
 
 
 def environment(accelerator: Accelerator) -> dict[str, Any]:
@@ -580,9 +507,9 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
     }
 
 
-def describe_way_on(folder: Path) -> str:
+def describe_way_on(output: Path) -> str:
     """What there is to go on with, for people."""
-    path, _, _ = checkpoint.latest(folder)
+    path, _, _ = checkpoint.latest(output / run_dir.CHECKPOINTS)
     if path is None:
         return "there is no checkpoint yet, so nothing is kept"
     return f"the last checkpoint is {path}, --resume goes on there"
@@ -631,70 +558,72 @@ def make_accelerator(config: TrainConfig, options: Options) -> Accelerator:
 
 def describe_start(run: Run) -> str:
     """The line at the start of a run: what trains, where and how."""
-    config, accelerator = run.config, run.accelerator
+    config, device = run.config, run.accelerator.device.type
     precision = "bfloat16" if config.mixed_precision == "bf16" else "float32"
+    threads = "1 thread" if config.threads == 1 else f"{config.threads} threads"
     return (
         f"recipe {config.recipe}, {config.dataset} ({len(run.train):,} images), "
-        f"{plural(accelerator.num_processes, 'process', 'processes')} on {accelerator.device.type}, "
-        f"{precision}, {plural(config.threads, 'thread')}; run directory {run.options.output}"
+        f"{count_processes(run.accelerator.num_processes)} on {device}, {precision}, {threads}; "
+        f"run directory {run.options.output}"
     )
 
 
-def plural(count: int, singular: str, many: str = "") -> str:
+def count_processes(number: int) -> str:
     """`1 process`, `2 processes`."""
-    return f"{count} {singular if count == 1 else many or singular + 's'}"
+    return "1 process" if number == 1 else f"{number} processes"
 
 
 # Progress, metrics, tracker
 
 
-def hide_progress(run: Run) -> bool | None:
-    """Whether to hide the progress bar: None shows it where stderr is a terminal."""
-    return None if run.accelerator.is_main_process else True
+def progress_bar(run: Run) -> "tqdm[Any]":
+    """A bar that counts images; the main process shows it where stderr is a terminal."""
+    disable = None if run.accelerator.is_main_process else True
+    total = run.config.epochs * len(run.train)
+    return tqdm(total=total, unit=" images", unit_scale=True, leave=False, disable=disable)
 
 
 def show_progress(bar: "tqdm[Any]", run: Run, state: TrainState, epoch: int, position: int) -> None:
     """Update the bar, where somebody sees it: reading a loss makes a GPU wait."""
     if bar.disable:
         return
-    size = min(run.config.batch_size, len(run.train) - position * run.config.batch_size)
+    size = run.batch_size_at(position)
     loss = state.losses[position].item() * run.accelerator.num_processes / size
     bar.set_description(f"Epoch {epoch}/{run.config.epochs}", refresh=False)
     bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
     bar.update((epoch - 1) * len(run.train) + position * run.config.batch_size + size - bar.n)
 
 
-def log_epoch(run: Run, state: TrainState, metrics: EpochMetrics) -> None:
-    """Print the line of an epoch, write the metrics of all epochs so far, and track both.
+def log_epoch(run: Run, state: TrainState) -> None:
+    """Print the line of the last epoch, write the metrics of all epochs so far, and track them.
 
     Raises:
         OSError: the system refused.
     """
+    metrics, validation, log = state.epochs[-1], state.epochs[-1].validation, run.accelerator.log
     # The line that the tutorial prints, with the accuracy added.
     print_result(
         f"Epoch {metrics.number}/{run.config.epochs}, Train Loss: {metrics.train_loss:.4f}, "
-        f"Val Loss: {metrics.validation.loss:.4f}, Val Accuracy: {metrics.validation.accuracy:.2%}"
+        f"Val Loss: {validation.loss:.4f}, Val Accuracy: {validation.accuracy:.2%}"
     )
     if metrics.train_loss > LOSS_OF_GUESSING:
         warn(
             PROGRAM,
-            f"the net does not learn, its loss is above that of guessing ({LOSS_OF_GUESSING:.2f}): lower --lr",
+            f"the net does not learn: its loss is above {LOSS_OF_GUESSING:.2f}, that of guessing; lower --lr",
         )
     write_metrics(state.epochs, run.options.output)
-    accelerator, samples = run.accelerator, len(run.train)
-    if not accelerator.trackers:
+    if not run.accelerator.trackers:
         return
-    first = metrics.step - run.steps_per_epoch
+    first = metrics.step - run.steps_per_epoch + 1
     for position, loss in enumerate(state.losses.tolist()):
-        size = min(run.config.batch_size, samples - position * run.config.batch_size)
-        accelerator.log({"train/step_loss": loss / size}, step=first + position + 1)
-    accelerator.log(
+        log({"train/step_loss": loss / run.batch_size_at(position)}, step=first + position)
+    log(
         {
             "train/loss": metrics.train_loss,
             "train/learning_rate": metrics.learning_rate,
-            "train/images_per_second": samples / metrics.seconds,
-            "validation/loss": metrics.validation.loss,
-            "validation/accuracy": metrics.validation.accuracy,
+            "train/images_per_second": len(run.train) / metrics.seconds,
+            "validation/loss": validation.loss,
+            "validation/accuracy": validation.accuracy,
         },
         step=metrics.step,
     )
@@ -703,7 +632,7 @@ def log_epoch(run: Run, state: TrainState, metrics: EpochMetrics) -> None:
 def start_tracker(run: Run, step: int) -> None:
     """Open the tracker; what it holds from `step` on is replaced."""
     settings = {
-        name: value if isinstance(value, (int, float, str, bool)) else str(value)
+        name: value if isinstance(value, (int, float, str)) else str(value)
         for name, value in run.config.to_dict().items()
     }
     run.accelerator.init_trackers(run_dir.TENSORBOARD, settings, {"tensorboard": {"purge_step": step}})
@@ -722,25 +651,39 @@ def write_metrics(epochs: list[EpochMetrics], output: Path) -> None:
 # Results
 
 
-def make_report(
-    run: Run,
-    state: TrainState,
-    dataset: Dataset,
-    test: dict[str, Any],
-    calibration: dict[str, Any] | None,
-    weights: bytes,
-) -> dict[str, Any]:
-    """The content of report.json.
+def write_results(
+    run: Run, state: TrainState, dataset: Dataset, validation_logits: np.ndarray, logits: np.ndarray
+) -> None:
+    """Write weights, report and pictures; `logits` are those of the test set, float32 [N, 10].
 
-    `test` is what metrics.score computed, `calibration` what calibrate did (None where no images were held
-    out), `weights` the bytes of the state_dict's file.
+    Raises:
+        OSError: the system refused.
     """
-    kept = state.best if run.config.patience is not None else state.epochs[-1]
-    assert kept is not None
+    output, calibration = run.options.output, None
+    if run.config.validation_fraction > 0:  # else the test set is validated on, and it chooses nothing
+        calibration = calibrate(validation_logits, run.validation.labels.cpu().numpy())
+    temperature = temperature_of(calibration or {})
+    test = score(logits, dataset.test.labels.numpy(), dataset.labels, temperature)
+    stream = io.BytesIO()
+    torch.save({name: tensor.cpu().clone() for name, tensor in state.net.state_dict().items()}, stream)
+    weights = stream.getvalue()
+    report = make_report(run, state, dataset)
+    report.update(test=test, calibration=calibration, weights_sha256=hashlib.sha256(weights).hexdigest())
+    write_metrics(state.epochs, output)
+    write_file(output / STATE_DICT, weights)
+    write_file(output / run_dir.REPORT, run_dir.json_bytes(report))
+    draw_pictures(run, state, dataset, test["confusion"], logits / temperature)
+    for line in summarize(report):
+        print_result(line)
+
+
+def make_report(run: Run, state: TrainState, dataset: Dataset) -> dict[str, Any]:
+    """What report.json says of the training and its data."""
+    kept = state.epochs[-1] if run.config.patience is None else state.best
     seconds = sum(epoch.seconds for epoch in state.epochs)
     return {
-        "test": test,
-        "calibration": calibration,
+        "test": {},
+        "calibration": None,
         "train": {
             "loss": kept.train_loss,
             "samples": len(run.train),
@@ -754,50 +697,43 @@ def make_report(
             "labels": list(dataset.labels),
             "train_sha256": dataset.train.sha256,
         },
-        "parameters": sum(parameter.numel() for parameter in state.net.parameters()),
+        "parameters": state.optimizer.weights.numel(),
         "versions": {
             "accelerate": accelerate_version,
             "numpy": np.__version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
         },
-        "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
 
 
 def draw_pictures(
-    epochs: list[EpochMetrics],
-    validated_on: str,
-    dataset: Dataset,
-    train_split: Split,
-    test: Mapping[str, Any],
-    logits: np.ndarray,
-    output: Path,
+    run: Run, state: TrainState, dataset: Dataset, confusion: list[list[int]], logits: np.ndarray
 ) -> None:
     """Draw the pictures of a finished run; a failure is a warning, for a run is complete without them.
 
-    `test` is what report.json says of the test set; the softmax of `logits`, float32 [N, 10], are the
-    probabilities that users see.
+    The softmax of `logits`, float32 [N, 10], are the probabilities of the test images that users see.
     """
-    names, images, labels = dataset.labels, dataset.test.images.numpy(), dataset.test.labels.numpy()
-    samples = train_split.images.numpy(), train_split.labels.numpy()
+    output, names = run.options.output, dataset.labels
+    samples = run.train.take(torch.arange(min(plots.SAMPLES_SHOWN, len(run.train)))).to(torch.device("cpu"))
+    images, labels = dataset.test.images.numpy(), dataset.test.labels.numpy()
     try:
-        plots.draw_samples(*samples, names, output / run_dir.SAMPLES)
-        plots.draw_losses(epochs, validated_on, output / run_dir.LOSSES)
-        plots.draw_confusion(test["confusion"], names, output / run_dir.CONFUSION)
+        plots.draw_samples(samples.images.numpy(), samples.labels.numpy(), names, output / run_dir.SAMPLES)
+        plots.draw_losses(state.epochs, run.validated_on, output / run_dir.LOSSES)
+        plots.draw_confusion(confusion, names, output / run_dir.CONFUSION)
         plots.draw_mistakes(images, labels, logits, names, output / run_dir.MISTAKES)
     except (OSError, ValueError) as error:
         warn(PROGRAM, f"a picture could not be drawn ({error}); the run is complete without it")
 
 
-def summarize(report: dict[str, Any]) -> list[str]:
+def summarize(report: Mapping[str, Any]) -> list[str]:
     """What people want to know at the end of a run."""
-    test, calibration, timing = report["test"], report["calibration"], report["train"]
+    test, calibration, training = report["test"], report["calibration"], report["train"]
     return [
         f"Test Accuracy: {test['accuracy']:.2%} of {test['samples']:,} images, Test Loss: {test['loss']:.4f}",
         *([] if calibration is None else [describe_calibration(calibration)]),
-        f"Training took {timing['seconds']:.1f} s, {timing['images_per_second']:,.0f} images/s "
-        f"in {plural(timing['processes'], 'process', 'processes')} on {timing['device']}",
+        f"Training took {training['seconds']:.1f} s, {training['images_per_second']:,.0f} images/s "
+        f"in {count_processes(training['processes'])} on {training['device']}",
     ]
 
 

@@ -14,7 +14,7 @@ from export.main import ALL
 from serve_cli import app
 from tests.command import Mnist, Result
 from trainer.data import MNIST_FILES, Dataset, load_dataset
-from trainer.run import Order, run
+from trainer.train import Options, train
 
 MNIST_DATA_DIR = os.environ.get("MNIST_DATA_DIR", "")
 
@@ -57,7 +57,7 @@ def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     for seed in range(5):
         output = tmp_path_factory.mktemp("runs") / "notebook"
-        run("notebook", {"dataset": "mnist5k", "seed": seed}, Order(output=output))
+        train({"recipe": "notebook", "dataset": "mnist5k", "seed": seed}, Options(output=output))
         command = ["export", str(output), "--format", ALL, "--output", str(output.parent / "artifact")]
         if app.find(command)() == 0:
             return output

@@ -56,7 +56,7 @@ def benchmark(
         return json.loads(path.read_bytes())
 
     torch.set_num_threads(1)  # as the trainer does; more of them stall on a busy machine
-    monkeypatch.setattr("trainer.run.load_dataset", lambda name, data_dir: mnist5k)
+    monkeypatch.setattr("trainer.train.load_dataset", lambda name, data_dir: mnist5k)
     monkeypatch.setitem(script["main"].__globals__, "load_dataset", lambda name, data_dir: mnist5k)
     monkeypatch.setitem(script["main"].__globals__, "finish", finish)
     return call

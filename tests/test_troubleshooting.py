@@ -23,7 +23,7 @@ from serve_cli.spec import BUNDLED_MODEL
 from tests.command import Mnist
 from tests.serve_cli.http.serving import Served, png, serving
 from trainer.model import MLP
-from trainer.run import Order, run
+from trainer.train import Options, train
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
@@ -420,7 +420,7 @@ def test_a_picture_without_a_label_says_why(quote: str, shop: Shop, mnist: Mnist
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run."""
     output = tmp_path_factory.mktemp("runs") / "short"
-    run("fast", {"dataset": "mnist5k", "limit": 200, "epochs": 1}, Order(output=output))
+    train({"recipe": "fast", "dataset": "mnist5k", "limit": 200, "epochs": 1}, Options(output=output))
     return output
 
 
@@ -603,7 +603,7 @@ def test_accelerate_says_so(options: list[str], quotes: list[str]) -> None:
     assert ran.returncode == 1
     for quote in quotes:
         assert re.search(rf"^{pattern(quote)}\s*$", ran.stderr, flags=re.MULTILINE), ran.stderr
-    assert "trainer.main: --recipe is slow, expected one of" in ran.stderr
+    assert "mnist train: --recipe is slow, expected one of" in ran.stderr
     assert (NOTE in ran.stderr) == (NOTE in quotes)
 
 

@@ -284,7 +284,7 @@ def test_slow_imports_wait_until_they_are_needed() -> None:
     code = """
 import sys, serve_cli.metrics, serve_cli.idx
 early = {"torch", "onnxruntime", "PIL"} & sys.modules.keys()
-import trainer.report
+import trainer.plots
 sys.exit(str(early | {"sklearn", "scipy", "matplotlib"} & sys.modules.keys() or ""))
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

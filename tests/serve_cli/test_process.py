@@ -30,14 +30,14 @@ def test_work_goes_on_without_its_standard_output() -> None:
 
 
 @needs_full
-def test_an_error_that_cannot_be_said_is_still_an_exit_code() -> None:
+def test_an_error_that_cannot_be_printed_is_still_an_exit_code() -> None:
     code = "process.warn('mnist', 'x' * 10_000); print('on'); sys.exit(7)"
     with FULL.open("w") as full:
         done = in_child(code, stdout=subprocess.PIPE, stderr=full)
     assert (done.returncode, done.stdout) == (7, "on\n")
 
 
-def test_a_question_that_is_not_answered_ends_as_ctrl_c_does(capsys: pytest.CaptureFixture[str]) -> None:
+def test_typer_abort_ends_as_ctrl_c_does(capsys: pytest.CaptureFixture[str]) -> None:
     app = typer.Typer()
 
     @app.command()
@@ -48,16 +48,16 @@ def test_a_question_that_is_not_answered_ends_as_ctrl_c_does(capsys: pytest.Capt
     assert "interrupted" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("rank", "said"), [("0", "trainer.main: no\n"), ("3", "")])
-def test_of_a_launched_group_the_first_process_speaks(
+@pytest.mark.parametrize(("rank", "said"), [("0", "mnist train: no\n"), ("3", "")])
+def test_only_the_main_process_of_a_group_prints_messages(
     rank: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RANK", rank)
-    process.warn(process.LAUNCHED, "no")
+    process.warn("mnist train", "no")
     assert capsys.readouterr().err == said
     process.warn("mnist", "no")
     assert capsys.readouterr().err == "mnist: no\n"
 
 
-def test_what_is_said_is_one_line() -> None:
+def test_a_message_is_one_line() -> None:
     assert process.printable("a\nb\x1b[31m\u2028c\u0119") == "a\\nb\\x1b[31m\\u2028c\u0119"

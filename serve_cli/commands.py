@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from serve_cli.process import printable
+from serve_cli.process import did_you_mean, printable
 from serve_cli.spec import BUNDLED_MODEL, MODEL_FILES
 
 # Commands in modules of their own, by name only: those of the training half may not be there, and each is
@@ -36,6 +36,13 @@ class Commands(TyperGroup):
         if cmd_name in LAZY_COMMANDS:
             return typer.main.get_command(importlib.import_module(LAZY_COMMANDS[cmd_name]).app)
         return super().get_command(ctx, cmd_name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command; the message about an unknown one names the closest."""
+        names = self.list_commands(ctx)
+        if args[0] not in names and not args[0].startswith("-"):
+            ctx.fail(f"no such command {args[0]!r}{did_you_mean(args[0], names)}")
+        return super().resolve_command(ctx, args)
 
 
 class Infer(TyperCommand):

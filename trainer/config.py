@@ -1,7 +1,6 @@
 """The settings of a run. Each is stated once: type, default, range and help; it needs no torch."""
 
 import dataclasses
-import difflib
 import itertools
 import json
 import math
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from serve_cli.errors import InputError
+from serve_cli.process import did_you_mean
 from serve_cli.regular_file import read_regular
 from serve_cli.spec import CLASSES, IMAGE_SIZE
 
@@ -234,12 +234,6 @@ def _parse(text: str, suffix: str) -> Any:
 def flag(name: str) -> str:
     """The command-line flag of a field."""
     return f"--{name.replace('_', '-')}"
-
-
-def did_you_mean(word: str, names: Sequence[str]) -> str:
-    """The end of a message about an unknown `word`: the closest of `names`, or nothing."""
-    close = difflib.get_close_matches(word, names, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _check(item: "dataclasses.Field[Any]", value: object) -> None:

@@ -13,7 +13,7 @@ import typer
 
 from serve_cli import process
 from serve_cli.errors import InputError, needs_extra
-from trainer.config import DEFAULT_RECIPE, TrainConfig, did_you_mean, expected, parse_hidden, read_settings
+from trainer.config import DEFAULT_RECIPE, TrainConfig, expected, parse_hidden, read_settings
 
 PROGRAM = "mnist train"
 TRACKERS = ("tensorboard",)
@@ -129,7 +129,7 @@ def train(
     if resume and overwrite:
         raise InputError("--resume goes on with a run, --overwrite starts anew: give one of them")
     if tracker is not None and tracker not in TRACKERS:
-        close = did_you_mean(tracker, TRACKERS)
+        close = process.did_you_mean(tracker, TRACKERS)
         raise InputError(f"--tracker is {tracker}, expected one of {', '.join(TRACKERS)}{close}")
     settings = merge_settings(config, flags)
     checked = TrainConfig.from_recipe(settings.get("recipe") or DEFAULT_RECIPE, **without_recipe(settings))

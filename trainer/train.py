@@ -420,9 +420,10 @@ def describe_divergence(run: Run, state: TrainState) -> str:
     losses = run.accelerator.reduce(state.losses, "sum")
     position = int(losses.isfinite().logical_not().nonzero()[0])
     epoch = (state.step - 1) // run.steps_per_epoch
+    step, rate = epoch * run.steps_per_epoch + position + 1, state.optimizer.learning_rate
     return (
-        f"training diverged: the loss of step {epoch * run.steps_per_epoch + position + 1} "
-        f"(epoch {epoch + 1}) is {losses[position]:g}, at learning rate {state.optimizer.learning_rate:.3g}; lower --lr"
+        f"training diverged: the loss of step {step} (epoch {epoch + 1}) is {losses[position]:g}, "
+        f"at learning rate {rate:.3g}; lower --lr"
     )
 
 

@@ -108,7 +108,7 @@ def lock(path: Path) -> Iterator[None]:
     except (OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno not in UNSUPPORTED:
             raise
-        warn("mnist", f"{path.parent} is on a file system without locks: start only one process there")
+        _note("this file system has no locks: start only one process in a folder")
     try:
         yield
     finally:
@@ -153,13 +153,11 @@ def fsync(path: Path) -> None:
     except OSError as error:
         if error.errno not in UNSUPPORTED:
             raise
-        _warn_without_fsync()
+        _note("this file system cannot flush folders: the last files may be missing after a power failure")
     finally:
         os.close(descriptor)
 
 
 @functools.cache  # once is enough
-def _warn_without_fsync() -> None:
-    warn(
-        "mnist", "this file system cannot flush folders: the last files may be missing after a power failure"
-    )
+def _note(message: str) -> None:
+    warn("mnist", message)

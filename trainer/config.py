@@ -79,10 +79,7 @@ class TrainConfig:
     epochs: int = setting(5, "Passes over the training set.", low=1, high=2**31 - 1)
     batch_size: int = setting(64, "Images a step, over all processes together.", low=1, high=2**31 - 1)
     accumulate: int = setting(
-        1,
-        "Parts that each process computes its share of a batch in, to save memory.",
-        low=1,
-        high=2**31 - 1,
+        1, "Parts that each process computes its share of a batch in, to save memory.", low=1, high=2**31 - 1
     )
     optimizer: str = setting("adam", "Optimizer.", choices=("adam", "muon"))
     lr: float = setting(1e-3, "Learning rate; the peak of one-cycle.", above=0)

@@ -5,7 +5,6 @@ import functools
 import hashlib
 import http.client
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -20,7 +19,6 @@ from torch.nn.functional import one_hot
 
 from serve_cli.errors import InputError
 from serve_cli.idx import IDX_FOLDERS, IMAGE, LABEL, Damaged, Idx, find_idx, read_idx
-from serve_cli.process import is_main_process, warn
 from serve_cli.spec import CLASSES, IMAGE_SIZE
 
 MNIST_FILES = (
@@ -33,9 +31,6 @@ MNIST_FILES = (
 
 DIGITS: tuple[int | str, ...] = tuple(range(CLASSES))
 """The labels of a dataset whose classes are the digits."""
-
-SHA256SUMS = "SHA256SUMS"
-"""Left beside a download whose files have no published checksum; `sha256sum -c` reads it, too."""
 
 MOST_LABEL_BYTES = 10_000
 
@@ -126,10 +121,7 @@ SOURCES = {
         arguments={"split": "digits"},
     ),
     "idx": DatasetSource(
-        title="IDX data",
-        folders=IDX_FOLDERS,
-        samples=(None, None),
-        labels_file="labels.txt",
+        title="IDX data", folders=IDX_FOLDERS, samples=(None, None), labels_file="labels.txt"
     ),
 }
 """Every dataset but mnist5k, which a package ships. The files of most have the same names, so that only
@@ -214,11 +206,7 @@ def _load(name: str, source: DatasetSource, root: Path) -> Dataset:
     train_samples, test_samples = source.samples
     train = _read_split(source, folder, train_images, train_labels, train_samples)
     test = _read_split(source, folder, test_images, test_labels, test_samples)
-    dataset = Dataset(name, _labels(source, folder), train, test)
-    checked = {*source.md5, *_read_sums(folder / SHA256SUMS)}
-    if source.torchvision is not None and not checked.issuperset(source.files):
-        _note(f"{source.title} could not be checked: no {SHA256SUMS} lists its files in {folder}")
-    return dataset
+    return Dataset(name, _labels(source, folder), train, test)
 
 
 def _find(source: DatasetSource, root: Path) -> Path | None:
@@ -257,13 +245,8 @@ def _fetch(source: DatasetSource, torchvision_class: str, temporary: Path, folde
 
     getattr(datasets, torchvision_class)(temporary, download=True, **source.arguments)
     arrived = temporary / source.folders[0]
-    moved = source.files
-    if not source.md5:
-        lines = [f"{_file_sha256(arrived / name)}  {name}\n" for name in source.files]
-        (arrived / SHA256SUMS).write_text("".join(lines), encoding="utf-8", newline="\n")
-        moved = (SHA256SUMS, *moved)  # first: no complete set is ever without it
     folder.mkdir(parents=True, exist_ok=True)
-    for name in moved:
+    for name in source.files:
         (arrived / name).replace(folder / name)
     return folder
 
@@ -303,32 +286,9 @@ def _read(source: DatasetSource, folder: Path, name: str, item: tuple[int, ...],
 
 
 def _check_digest(idx: Idx, name: str, source: DatasetSource) -> None:
-    """Compare with the md5 that we know, else with what SHA256SUMS says, when it says anything."""
-    sums = idx.path.parent / SHA256SUMS
-    algorithm, known = ("md5", source.md5) if source.md5 else ("sha256", _read_sums(sums))
-    if name not in known:
-        return
-    found = idx.digest(algorithm)
-    if found != known[name]:
-        raise Damaged(f"{algorithm} {found} of {idx.size:,} bytes, expected {known[name]}")
-
-
-def _note(message: str) -> None:
-    if is_main_process():
-        warn("mnist", message)
-
-
-def _read_sums(path: Path) -> dict[str, str]:
-    """What `sha256sum` wrote: file name to digest."""
-    if not path.exists():
-        return {}
-    text = path.read_text(encoding="utf-8", errors="replace")
-    return {name: digest for digest, name in re.findall(r"^([0-9a-f]{64}) [ *](.+)$", text, re.MULTILINE)}
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    """Compare with the md5 that is known of the file, if one is."""
+    if name in source.md5 and (found := idx.digest("md5")) != source.md5[name]:
+        raise Damaged(f"md5 {found} of {idx.size:,} bytes, expected {source.md5[name]}")
 
 
 def _labels(source: DatasetSource, folder: Path) -> tuple[int | str, ...]:

@@ -1,59 +1,11 @@
-"""The table of faults is whole, and what it names exists; the tests are read, not run."""
+"""scripts/faults writes its page from its figures, and keeps those of earlier campaigns."""
 
-import ast
 import json
 import subprocess
 import sys
-import tomllib
-from functools import cache
 from pathlib import Path
-from typing import Any
-
-import pytest
 
 ROOT = Path(__file__).parents[1]
-ROWS: list[dict[str, Any]] = tomllib.loads((ROOT / "docs" / "faults.toml").read_text(encoding="utf-8"))["row"]
-KINDS = {"T": 35, "S": 17, "I": 19, "H": 26, "C": 6}
-"""How many faults there are of training, of saved files, of pictures, of HTTP and of the command line."""
-
-by_id = pytest.mark.parametrize("row", ROWS, ids=lambda row: row["id"])
-
-
-@cache
-def names_in(file: str) -> set[str]:
-    """The names of the test functions of a file below the root."""
-    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
-    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-
-
-def test_every_fault_is_there_once_and_in_order() -> None:
-    expected = [f"{kind}{number}" for kind, count in KINDS.items() for number in range(1, count + 1)]
-    assert [row["id"] for row in ROWS] == expected
-
-
-@by_id
-def test_a_row_says_what_covers_it_or_why_nothing_does(row: dict[str, Any]) -> None:
-    assert row.keys() <= {"id", "fault", "expected", "covered", "uncovered", "note"}
-    assert ("covered" in row) != ("uncovered" in row)
-    assert all(row.values()), "an empty value says nothing"
-    assert isinstance(row.get("covered", []), list)
-    assert row["fault"]
-    assert row["expected"]
-
-
-@by_id
-def test_what_covers_a_row_exists(row: dict[str, Any]) -> None:
-    names = row.get("covered", [])
-    assert len(set(names)) == len(names)
-    for name in names:
-        file, _, function = name.partition("::")
-        if file.startswith("tests/"):
-            assert function.startswith("test_")
-            assert function in names_in(file), name
-        else:
-            assert file.startswith("scripts/")
-            assert not function
-            assert (ROOT / file).is_file(), name
 
 
 def faults(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -55,8 +55,8 @@ def test_only_the_main_process_of_a_group_prints_messages(
     monkeypatch.setenv("RANK", rank)
     process.warn("mnist train", "no")
     assert capsys.readouterr().err == said
-    process.warn("mnist", "no")
-    assert capsys.readouterr().err == "mnist: no\n"
+    process.warn("mnist train", "lost", on_main_process_only=False)
+    assert capsys.readouterr().err == "mnist train: lost\n"
 
 
 def test_a_message_is_one_line() -> None:

@@ -1,76 +1,88 @@
-"""A folder is whole at its final path, or not there; what stood there is never lost."""
+"""A file or folder is whole at its final path, or not there; what was there before is never lost."""
 
+import errno
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from serve_cli.errors import InputError, MnistError
-from trainer.atomic import atomic_folder
+from trainer import atomic
+from trainer.atomic import atomic_folder, lock, write_file
 
-MARKER = "mark.json"
-OURS = frozenset({MARKER, "extra.json", "artifact/model.onnx"})
+FILE = "contract.json"
+OURS = frozenset({FILE, "extra.json", "artifact/model.onnx"})
 
 
 def publish(final: Path, content: str, *, overwrite: bool = False) -> None:
     with atomic_folder(final, ours=OURS, overwrite=overwrite) as folder:
-        (folder / MARKER).write_text(content)
+        (folder / FILE).write_text(content)
         assert not final.exists() or overwrite
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """A folder that was published before."""
+    publish(tmp_path / "final", "old")
+    return tmp_path / "final"
+
+
+def assert_only(final: Path, content: str) -> None:
+    """Check that `final` has `content` and nothing else is beside it."""
+    assert (final / FILE).read_text() == content
+    assert list(final.parent.iterdir()) == [final]
 
 
 def test_a_new_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
     final = tmp_path / "deep" / "er" / "final"
     publish(final, "new")
-    assert (final / MARKER).read_text() == "new"
-    assert [path.name for path in final.parent.iterdir()] == ["final"]
-
-
-def test_it_has_the_permissions_of_an_ordinary_folder(tmp_path: Path) -> None:
-    publish(tmp_path / "final", "new")
+    assert_only(final, "new")
     (tmp_path / "ordinary").mkdir()
-    assert (tmp_path / "final").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+    assert final.stat().st_mode == (tmp_path / "ordinary").stat().st_mode
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_nothing_is_left_of_a_failure(tmp_path: Path, error: type[BaseException]) -> None:
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (RuntimeError("a bug"), RuntimeError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+        (OSError(28, "No space left on device"), MnistError),
+    ],
+)
+def test_a_failure_inside_the_block_changes_nothing(
+    tmp_path: Path, raised: BaseException, expected: type[BaseException]
+) -> None:
     final = tmp_path / "final"
-    with pytest.raises(error), atomic_folder(final, ours=OURS, overwrite=False) as folder:  # noqa: PT012
-        (folder / MARKER).write_text("half")
-        raise error
-    assert list(tmp_path.iterdir()) == []
+    for overwrite in (False, True):
+        with (
+            pytest.raises(expected) as caught,
+            atomic_folder(final, ours=OURS, overwrite=overwrite) as folder,
+        ):
+            (folder / FILE).write_text("half")
+            raise raised
+        assert expected is not MnistError or "No space left on device" in str(caught.value)
+        if not overwrite:
+            assert list(tmp_path.iterdir()) == []
+            publish(final, "old")
+    assert_only(final, "old")
 
 
-def test_what_stands_there_is_refused(tmp_path: Path) -> None:
-    publish(tmp_path / "final", "old")
-    with pytest.raises(InputError, match="exists already"):
-        publish(tmp_path / "final", "new")
-    assert (tmp_path / "final" / MARKER).read_text() == "old"
-
-
-def test_overwrite_replaces_the_whole_folder(tmp_path: Path) -> None:
-    final = tmp_path / "final"
-    publish(final, "old")
-    (final / "extra.json").write_text("")
-    publish(final, "new", overwrite=True)
-    assert [path.name for path in final.iterdir()] == [MARKER]
-    assert (final / MARKER).read_text() == "new"
-    assert list(tmp_path.iterdir()) == [final]
-
-
-def test_a_failed_overwrite_leaves_the_old_one(tmp_path: Path) -> None:
-    final = tmp_path / "final"
-    publish(final, "old")
-    with pytest.raises(RuntimeError), atomic_folder(final, ours=OURS, overwrite=True):
-        raise RuntimeError
-    assert (final / MARKER).read_text() == "old"
-    assert list(tmp_path.iterdir()) == [final]
+def test_an_existing_folder_is_replaced_as_a_whole_and_only_with_overwrite(old: Path) -> None:
+    with pytest.raises(InputError, match=r"exists already.*--overwrite"):
+        publish(old, "new")
+    assert_only(old, "old")
+    (old / "extra.json").write_text("")
+    publish(old, "new", overwrite=True)
+    assert_only(old, "new")
+    assert not (old / "extra.json").exists()
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_a_failed_rename_brings_the_old_one_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+def test_a_failed_rename_gives_the_old_folder_its_name_back(
+    old: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    final = tmp_path / "final"
-    publish(final, "old")
     rename = Path.rename
 
     def fail(path: Path, target: Path) -> Path:
@@ -80,59 +92,109 @@ def test_a_failed_rename_brings_the_old_one_back(
 
     monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(InputError if isinstance(error, OSError) else KeyboardInterrupt):
-        publish(final, "new", overwrite=True)
-    assert (final / MARKER).read_text() == "old"
-    assert list(tmp_path.iterdir()) == [final]
+        publish(old, "new", overwrite=True)
+    assert_only(old, "old")
 
 
-def test_only_our_own_folders_are_replaced(tmp_path: Path) -> None:
-    precious = tmp_path / "precious"
-    precious.mkdir()
-    (precious / "thesis.txt").write_text("ten years of work")
-    for final in (precious, precious / "thesis.txt"):
-        with pytest.raises(InputError, match="not ours to replace"):
+@pytest.mark.parametrize("name", ["thesis.txt", "artifact/thesis.txt", "src/contract.json"])
+def test_a_folder_with_files_of_somebody_else_is_not_replaced(old: Path, name: str) -> None:
+    (old / name).parent.mkdir(exist_ok=True)
+    (old / name).write_text("ten years of work")
+    with pytest.raises(InputError, match=f"contains {name}, which this program did not create"):
+        publish(old, "new", overwrite=True)
+    assert (old / name).read_text() == "ten years of work"
+    assert (old / FILE).read_text() == "old"
+
+
+def test_files_and_links_are_not_replaced(old: Path) -> None:
+    (old.parent / "link").symlink_to(old)
+    for final in (old / FILE, old.parent / "link"):
+        with pytest.raises(InputError, match="is not a folder"):
             publish(final, "new", overwrite=True)
-    publish(precious.parent / "ours", "old")
-    for name in ("thesis.txt", "artifact/thesis.txt", "src/mark.json"):
-        path = tmp_path / "ours" / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("ten years of work")
-        with pytest.raises(InputError, match=f"holds {name}, so it is not ours"):
-            publish(tmp_path / "ours", "new", overwrite=True)
-        assert path.read_text() == "ten years of work"
-        path.unlink()
-    link = tmp_path / "link"
-    publish(tmp_path / "real", "old")
-    link.symlink_to(tmp_path / "real")
-    with pytest.raises(InputError, match="not ours to replace"):
-        publish(link, "new", overwrite=True)
-    assert (precious / "thesis.txt").read_text() == "ten years of work"
+    assert (old / FILE).read_text() == "old"
 
 
-def test_a_parent_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot write to"):
-        publish(tmp_path / "file" / "final", "new")
-    with pytest.raises(InputError, match="cannot write to"):
-        publish(Path("/proc/nowhere/final"), "new")
-
-
-def test_a_full_disk_is_one_line_and_changes_nothing(tmp_path: Path) -> None:
-    final = tmp_path / "final"
-    publish(final, "old")
-    with (
-        pytest.raises(MnistError, match="No space left") as caught,
-        atomic_folder(final, ours=OURS, overwrite=True),
-    ):
-        raise OSError(28, "No space left on device")
-    assert caught.value.exit_code == 1
-    assert str(final) in str(caught.value)
-    assert (final / MARKER).read_text() == "old"
+def test_a_parent_that_cannot_be_written_is_refused(old: Path) -> None:
+    for final in (old / FILE / "final", Path("/proc/nowhere/final")):
+        with pytest.raises(InputError, match="cannot write to"):
+            publish(final, "new")
 
 
 def test_the_slower_of_two_writers_is_refused(tmp_path: Path) -> None:
     final = tmp_path / "final"
     with pytest.raises(InputError, match="exists already"), atomic_folder(final, ours=OURS, overwrite=False):
         publish(final, "faster")
-    assert (final / MARKER).read_text() == "faster"
-    assert list(tmp_path.iterdir()) == [final]
+    assert_only(final, "faster")
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_live_one_has_is_not(tmp_path: Path) -> None:
+    final = tmp_path / "final"
+    program = (
+        "import os, pathlib, signal, sys\n"
+        "from trainer.atomic import atomic_folder\n"
+        "with atomic_folder(pathlib.Path(sys.argv[1]), ours=frozenset(), overwrite=False):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", program, final])
+    (stale,) = tmp_path.iterdir()
+    assert stale.name.startswith(".final-")
+    with atomic_folder(final, ours=OURS, overwrite=False) as folder:
+        assert not stale.exists()
+        with pytest.raises(KeyboardInterrupt), atomic_folder(final, ours=OURS, overwrite=False):
+            raise KeyboardInterrupt  # a second writer, which removes what is stale when it starts
+        (folder / FILE).write_text("new")
+    assert_only(final, "new")
+
+
+def test_a_file_is_the_old_one_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write_file(path, b"old")
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        write_file(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.fixture
+def nothing_noted_yet() -> None:
+    atomic._note.cache_clear()
+
+
+@pytest.mark.usefixtures("nothing_noted_yet")
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EOPNOTSUPP])
+def test_a_file_system_that_cannot_flush_is_noted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], code: int
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    write_file(tmp_path / "file", b"new")
+    publish(tmp_path / "final", "new")
+    assert (tmp_path / "file").read_bytes() == b"new"
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "cannot flush folders" in line
+
+
+@pytest.mark.usefixtures("nothing_noted_yet")
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], code: int
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def fail(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with lock(tmp_path / "lock"):
+        pass
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "has no locks" in line
+    publish(tmp_path / "final", "new")
+    assert (tmp_path / "final" / FILE).read_text() == "new"

@@ -102,7 +102,7 @@ def lock(path: Path) -> Iterator[None]:
         filelock.Timeout: another process holds it.
         OSError: it cannot be written.
     """
-    held = FileLock(path, timeout=0, thread_local=False)
+    held = FileLock(path, timeout=0, thread_local=False, fallback_to_soft=False)
     try:
         held.acquire()
     except (OSError, NotImplementedError) as error:

@@ -77,7 +77,9 @@ def load(path: Path) -> Checkpoint:
     try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         state = json.loads(header["__metadata__"][METADATA])
-        return Checkpoint(step=int(name[1]), tensors=load_safetensors(data), state=state)
+        if state["step"] != int(name[1]):
+            raise CorruptCheckpoint(f"{path} is damaged: it holds step {state['step']}")
+        return Checkpoint(step=state["step"], tensors=load_safetensors(data), state=state)
     except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise CorruptCheckpoint(f"{path} is no checkpoint of this version ({error})") from error
 

@@ -1,5 +1,7 @@
-"""Who may write into a run directory, and what becomes of a run that stood there before."""
+"""Who may write into a run directory, and what becomes of the run that it contained."""
 
+import json
+import os
 import subprocess
 import sys
 from contextlib import suppress
@@ -9,17 +11,17 @@ import numpy as np
 import pytest
 
 from serve_cli.errors import InputError
+from tests.command import Mnist
+from tests.trainer.runs import QUICK
 from trainer import checkpoint, run_dir
 from trainer.atomic import write_file
 from trainer.checkpoint import Checkpoint
-from trainer.run_dir import Standing, begin, open_run
+from trainer.run_dir import RunStatus, begin, open_run
 
 
 def save(output: Path, step: int) -> None:
-    weights = {"fc1.weight": np.zeros((2, 2), np.float32)}
-    checkpoint.write(
-        output / "checkpoints", Checkpoint(step=step, model=weights, training=weights, state={"step": step})
-    )
+    tensors = {"fc1.weight": np.zeros((2, 2), np.float32)}
+    checkpoint.save(output / "checkpoints", Checkpoint(step=step, tensors=tensors, state={}))
 
 
 def finish(output: Path, seed: int) -> None:
@@ -29,7 +31,7 @@ def finish(output: Path, seed: int) -> None:
 
 def make(output: Path, seed: int, *, finished: bool = True) -> None:
     with open_run(output, overwrite=False, resume=False):
-        begin(output, {"seed": seed}, overwrite=False)
+        begin(output, {"seed": seed}, None)
         save(output, 1)
         if finished:
             finish(output, seed)
@@ -44,195 +46,194 @@ def content(output: Path) -> dict[str, bytes]:
     }
 
 
+def seed_of(output: Path) -> int | None:
+    with suppress(FileNotFoundError):
+        return int(json.loads((output / "config.json").read_bytes())["seed"])
+    return None
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def replaced(output: Path) -> Path:
+    """Where the run goes that --overwrite replaces."""
+    return output.with_name(".run.replaced")
+
+
 def test_a_new_run(tmp_path: Path) -> None:
     output = tmp_path / "deep" / "run"
-    with open_run(output, overwrite=False, resume=False) as standing:
-        assert standing is Standing.NOTHING
-        begin(output, {"seed": 1}, overwrite=False)
+    with open_run(output, overwrite=False, resume=False) as status:
+        assert status is RunStatus.EMPTY
+        begin(output, {"seed": 1}, None)
         save(output, 1)
-    assert set(content(output)) == {
-        "config.json",
-        *(f"checkpoints/step-00000001/{name}" for name in checkpoint.FILES),
-    }
+    (path,) = checkpoint.find(output / "checkpoints")
+    assert set(content(output)) == {"config.json", "local.json", f"checkpoints/{path.name}"}
 
 
 @pytest.mark.parametrize("resume", [True, False])
-def test_what_never_had_a_checkpoint_leaves_nothing(tmp_path: Path, resume: bool) -> None:
-    output = tmp_path / "run"
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_run_that_fails_before_its_first_checkpoint_leaves_nothing(
+    output: Path, resume: bool, is_new: bool
+) -> None:
+    if not is_new:
+        output.mkdir()
     for begins in (True, False):
         with pytest.raises(RuntimeError), open_run(output, overwrite=False, resume=resume):  # noqa: PT012
             if begins:
-                begin(output, {"seed": 1}, overwrite=False)
+                begin(output, {"seed": 1}, None)
             raise RuntimeError
-        assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_that_was_there_stays(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), open_run(tmp_path, overwrite=False, resume=False):
-        raise RuntimeError
-    assert tmp_path.is_dir()
+        assert output.exists() is not is_new
+        assert is_new or content(output) == {}
 
 
 @pytest.mark.parametrize(
-    ("finished", "words"),
-    [(True, ("a finished run", "--overwrite")), (False, ("an unfinished run", "--resume", "--overwrite"))],
+    ("finished", "ways"),
+    [(True, "a finished run: replace it with --overwrite"), (False, "an unfinished run: go on with --resume")],
 )
-def test_a_run_is_not_trained_over(tmp_path: Path, finished: bool, words: tuple[str, ...]) -> None:
-    make(tmp_path / "run", 1, finished=finished)
-    before = content(tmp_path / "run")
-    with (
-        pytest.raises(InputError) as caught,
-        open_run(tmp_path / "run", overwrite=False, resume=False),
-    ):
+def test_a_run_is_not_trained_over(output: Path, finished: bool, ways: str) -> None:
+    make(output, 1, finished=finished)
+    before = content(output)
+    with pytest.raises(InputError, match=ways), open_run(output, overwrite=False, resume=False):
         pass
-    assert all(word in str(caught.value) for word in words)
-    assert content(tmp_path / "run") == before
+    assert content(output) == before
 
 
-def test_resume_finds_what_stands_there(tmp_path: Path) -> None:
-    make(tmp_path / "a", 1, finished=False)
-    make(tmp_path / "b", 1)
-    for name, expected in (("a", Standing.UNFINISHED), ("b", Standing.FINISHED), ("c", Standing.NOTHING)):
-        with open_run(tmp_path / name, overwrite=False, resume=True) as standing:
-            assert standing is expected
+def test_a_run_is_finished_when_it_has_report_and_weights(output: Path) -> None:
+    def status() -> RunStatus:
+        with open_run(output, overwrite=False, resume=True) as found:
+            return found
+
+    assert status() is RunStatus.EMPTY
+    make(output, 1, finished=False)
+    assert status() is RunStatus.UNFINISHED
+    finish(output, 1)
+    assert status() is RunStatus.FINISHED
+    (output / "mnist_model.pth").unlink()
+    assert status() is RunStatus.UNFINISHED
 
 
-def test_overwrite_keeps_the_old_run_until_the_new_one_is_finished(tmp_path: Path) -> None:
-    output = tmp_path / "run"
+def test_overwrite_keeps_the_old_run_until_the_new_one_is_finished(output: Path, replaced: Path) -> None:
     make(output, 1)
     (output / "artifact").mkdir()
     (output / "artifact" / "model.onnx").write_bytes(b"exported")
     old = content(output)
     with open_run(output, overwrite=True, resume=False):
-        begin(output, {"seed": 2}, overwrite=True)
-        assert content(output / ".replaced") == old
+        begin(output, {"seed": 2}, None)
         save(output, 1)
-        assert content(output / ".replaced") == old
+        assert content(replaced) == old
         finish(output, 2)
-    assert content(output)["mnist_model.pth"] == b"2"
-    assert not any(name.startswith((".replaced", "artifact")) for name in content(output))
+    assert list(output.parent.iterdir()) == [output]
+    assert seed_of(output) == 2
+    assert not (output / "artifact").exists()
 
 
-def fail_over_a_finished_run(output: Path, *, saves: bool) -> dict[str, bytes]:
-    """Overwrite a finished run with one that fails; return what the finished one held."""
+def test_an_overwrite_that_fails_before_its_first_checkpoint_gives_the_old_run_its_name_back(
+    output: Path,
+) -> None:
     make(output, 1)
     old = content(output)
     with pytest.raises(RuntimeError), open_run(output, overwrite=True, resume=False):  # noqa: PT012
-        begin(output, {"seed": 2}, overwrite=True)
-        if saves:
-            save(output, 1)
+        begin(output, {"seed": 2}, None)
         raise RuntimeError
-    return old
-
-
-def test_an_overwrite_that_fails_early_brings_the_old_run_back(tmp_path: Path) -> None:
-    output = tmp_path / "run"
-    old = fail_over_a_finished_run(output, saves=False)
     assert content(output) == old
+    assert list(output.parent.iterdir()) == [output]
 
 
-def test_an_overwrite_that_fails_later_can_go_on_and_keeps_the_old_run(tmp_path: Path) -> None:
-    output = tmp_path / "run"
-    old = fail_over_a_finished_run(output, saves=True)
-    assert content(output / ".replaced") == old
-    with open_run(output, overwrite=True, resume=False):  # over the unfinished one: the finished one is kept
-        begin(output, {"seed": 3}, overwrite=True)
-        save(output, 1)
-    assert content(output / ".replaced") == old
-    with open_run(output, overwrite=False, resume=True) as standing:
-        assert standing is Standing.UNFINISHED
-        finish(output, 3)
-    assert not (output / ".replaced").exists()
-    assert content(output)["mnist_model.pth"] == b"3"
-
-
-def test_a_kill_at_any_rename_of_an_overwrite_loses_nothing(tmp_path: Path) -> None:
-    """The process is gone after the n-th change; the next one finds the old run, the new one, or both."""
-    program = (
-        "import os, sys, pathlib\n"
-        "from tests.trainer.test_run_directory import begin, finish, open_run, save\n"
-        "left = int(sys.argv[2])\n"
-        "def guard(name):\n"
-        "    original = getattr(os, name)\n"
-        "    def call(*a, **k):\n"
-        "        global left\n"
-        "        left -= 1\n"
-        "        if left < 0: os._exit(137)\n"
-        "        return original(*a, **k)\n"
-        "    setattr(os, name, call)\n"
-        "output = pathlib.Path(sys.argv[1])\n"
-        "with open_run(output, overwrite=True, resume=False):\n"
-        "    for name in ('rename', 'replace', 'unlink', 'rmdir', 'mkdir'): guard(name)\n"
-        "    begin(output, {'seed': 2}, overwrite=True)\n"
-        "    save(output, 1)\n"
-        "    finish(output, 2)\n"
-        "print('end')\n"
-    )
-    seen = set()
-    for number in range(100):
-        output = tmp_path / str(number)
-        make(output, 1)
-        old = content(output)
-        child = subprocess.run(
-            [sys.executable, "-c", program, output, str(number)], capture_output=True, text=True
-        )
-        assert child.returncode in (0, 137), child.stderr
-        with open_run(output, overwrite=False, resume=True) as standing:
-            if standing is Standing.FINISHED:
-                new = content(output).get("mnist_model.pth") == b"2"
-                assert new or content(output) == old
-                seen.add("new" if new else "old")
-            else:
-                assert standing is Standing.UNFINISHED
-                assert content(output / ".replaced") == old
-                seen.add("both")
-        if child.stdout == "end\n":
-            break
-    assert seen == {"old", "both", "new"}
-
-
-def test_files_that_are_not_ours_survive_everything(tmp_path: Path) -> None:
-    """Of other programs, with a config.json too, and those that come while a run begins."""
-    for name in ("config.json", "mnist_model.pth"):
-        (tmp_path / name).write_text("precious")
-    for resume in (True, False):
-        with suppress(InputError), open_run(tmp_path, overwrite=False, resume=resume):
-            raise InputError("bad data")
-    assert content(tmp_path) == {"config.json": b"precious", "mnist_model.pth": b"precious"}
-
-    output = tmp_path / "run"
-    with pytest.raises(RuntimeError), open_run(output, overwrite=False, resume=False):  # noqa: PT012
-        begin(output, {"seed": 1}, overwrite=False)
-        (output / "checkpoints" / "notes").write_text("mine")
-        raise RuntimeError
-    assert content(output) == {"checkpoints/notes": b"mine"}
-
-
-def test_the_loser_of_two_starts_leaves_the_folder_to_the_winner(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_overwrite_that_fails_later_can_go_on_and_keeps_the_finished_run(
+    output: Path, replaced: Path
 ) -> None:
-    """Both found that there was no folder; the winner has not written anything yet."""
-    output = tmp_path / "run"
-    with open_run(output, overwrite=False, resume=False):
-        monkeypatch.setattr(run_dir, "_make", lambda _: True)
-        with pytest.raises(InputError, match="trains into"), open_run(output, overwrite=False, resume=False):
+    make(output, 1)
+    old = content(output)
+    for seed in (2, 3):  # the second time over the unfinished run
+        with pytest.raises(RuntimeError), open_run(output, overwrite=True, resume=False):  # noqa: PT012
+            begin(output, {"seed": seed}, None)
+            save(output, 1)
+            raise RuntimeError
+        assert seed_of(output) == seed
+        assert content(replaced) == old
+    with open_run(output, overwrite=False, resume=True) as status:
+        assert status is RunStatus.UNFINISHED
+        finish(output, 3)
+    assert seed_of(output) == 3
+    assert list(output.parent.iterdir()) == [output]
+
+
+def test_an_overwrite_keeps_the_newest_finished_run(output: Path, replaced: Path) -> None:
+    """A process was killed while it removed the run that it had replaced."""
+    make(replaced, 1)
+    make(output, 2)
+    with pytest.raises(RuntimeError), open_run(output, overwrite=True, resume=False):
+        raise RuntimeError
+    assert content(output)["mnist_model.pth"] == b"2"
+
+
+OVERWRITE_AND_DIE = """
+import os, pathlib, sys
+from tests.trainer.test_run_dir import begin, finish, make, open_run, save
+
+def die_after(left):
+    def guard(original):
+        def call(*arguments, **options):
+            nonlocal left
+            left -= 1
+            if left < 0:
+                os._exit(137)
+            return original(*arguments, **options)
+        return call
+    for name in ("rename", "replace", "unlink", "rmdir", "mkdir"):
+        setattr(os, name, guard(getattr(os, name)))
+
+number, code = 0, 137
+while code == 137:
+    output = pathlib.Path(sys.argv[1], str(number), "run")
+    make(output, 1)
+    child = os.fork()
+    if child == 0:
+        die_after(number)
+        with open_run(output, overwrite=True, resume=False):
+            begin(output, {"seed": 2}, None)
+            save(output, 1)
+            finish(output, 2)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    number += 1
+sys.exit(code)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_kill_at_any_rename_of_an_overwrite_loses_nothing(
+    tmp_path: Path, output: Path, resume: bool
+) -> None:
+    """The process is gone after its n-th change; the next one finds the old run, the new one, or both."""
+    make(output, 1)
+    old = content(output)
+    subprocess.run([sys.executable, "-c", OVERWRITE_AND_DIE, tmp_path / "kills"], check=True)
+    found = []
+    for folder in sorted((tmp_path / "kills").iterdir(), key=lambda path: int(path.name)):
+        with suppress(InputError), open_run(folder / "run", overwrite=False, resume=resume):
             pass
-        assert output.is_dir()
-        begin(output, {"seed": 1}, overwrite=False)
-        save(output, 1)
-    assert (output / "config.json").exists()
+        run, before = folder / "run", folder / ".run.replaced"
+        if content(run) == old:
+            found.append("old")
+        elif run_dir.read_status(run) is RunStatus.FINISHED:
+            assert content(run)["mnist_model.pth"] == b"2"
+            found.append("new")
+        else:
+            assert content(before) == old
+            found.append("both")
+    assert [word for word, next_word in zip(found, [*found[1:], ""], strict=True) if word != next_word] == [
+        "old",
+        "both",
+        "new",
+    ]
 
 
-def test_a_path_that_is_too_long(tmp_path: Path) -> None:
-    with (
-        pytest.raises(InputError, match="cannot write to"),
-        open_run(tmp_path / ("x" * 300), overwrite=False, resume=False),
-    ):
-        pass
-
-
-def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
-    output = tmp_path / "run"
+def test_two_runs_do_not_share_a_directory(output: Path) -> None:
     program = (
         "import sys, pathlib\n"
         "from trainer.run_dir import open_run\n"
@@ -246,67 +247,125 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
         assert first.stdout is not None
         assert first.stdin is not None
         assert first.stdout.readline() == b"in\n"
-        for resume in (True, False):
+        for resume, overwrite in ((True, False), (False, True), (False, False)):
             with (
                 pytest.raises(InputError, match=f"process {first.pid} trains into .*run"),
-                open_run(output, overwrite=False, resume=resume),
+                open_run(output, overwrite=overwrite, resume=resume),
             ):
                 pass
+        assert (output / ".lock").exists()
         first.stdin.close()
         assert first.wait(timeout=10) == 0
-    with open_run(output, overwrite=False, resume=True) as standing:
-        assert standing is Standing.NOTHING
+    assert not output.exists()
 
 
-@pytest.mark.parametrize("name", ["thesis.txt", "checkpoints/thesis.txt", "checkpoints/step-00000001/x.txt"])
 @pytest.mark.parametrize("overwrite", [True, False])
-def test_other_peoples_files_are_not_touched(tmp_path: Path, name: str, overwrite: bool) -> None:
-    output = tmp_path / "run"
+@pytest.mark.parametrize("name", ["thesis.txt", "checkpoints/thesis.txt", "checkpoints/step-00000001/x.txt"])
+def test_files_of_other_programs_are_not_touched(output: Path, name: str, overwrite: bool) -> None:
     make(output, 1)
+    (output / name).parent.mkdir(exist_ok=True)
     (output / name).write_text("ten years of work")
     before = content(output)
     with (
-        pytest.raises(InputError, match=f"holds {name}, so it is not ours"),
+        pytest.raises(InputError, match=f"contains {name}, which this program did not create"),
         open_run(output, overwrite=overwrite, resume=False),
     ):
         pass
     assert content(output) == before
 
 
-def test_a_lone_state_dict_is_no_run(tmp_path: Path) -> None:
-    """It is what the tutorial saves: nobody asked us to train into its folder."""
-    (tmp_path / "mnist_model.pth").write_bytes(b"precious")
-    for resume in (True, False):
-        with (
-            pytest.raises(InputError, match="files of ours but no run"),
-            open_run(tmp_path, overwrite=False, resume=resume),
-        ):
-            pass
-    assert content(tmp_path) == {"mnist_model.pth": b"precious"}
+def test_other_files_do_not_stop_a_resume(output: Path) -> None:
+    make(output, 1, finished=False)
+    for name in ("checkpoints/notes", ".DS_Store", "nohup.tmp"):
+        (output / name).write_text("mine")
+    with open_run(output, overwrite=False, resume=True) as status:
+        assert status is RunStatus.UNFINISHED
+    assert content(output)["checkpoints/notes"] == b"mine"
 
 
-def test_a_file_is_no_run_directory(tmp_path: Path) -> None:
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_state_dict_alone_is_no_run(output: Path, resume: bool) -> None:
+    """The tutorial saves it: nobody asked this program to train into its folder."""
+    output.mkdir()
+    (output / "mnist_model.pth").write_bytes(b"precious")
+    with (
+        pytest.raises(InputError, match="files of this program but no run"),
+        open_run(output, overwrite=False, resume=resume),
+    ):
+        pass
+    assert content(output) == {"mnist_model.pth": b"precious"}
+
+
+def test_links_are_refused(output: Path, tmp_path: Path) -> None:
+    make(tmp_path / "real", 1)
+    before = content(tmp_path / "real")
+    output.symlink_to(tmp_path / "real")
+    with pytest.raises(InputError), open_run(output, overwrite=True, resume=False):
+        pass
+    output.unlink()
+    make(output, 2)
+    (output / "report.json").unlink()
+    (output / "report.json").symlink_to(tmp_path / "real" / "report.json")
+    with (
+        pytest.raises(InputError, match=r"contains report\.json"),
+        open_run(output, overwrite=True, resume=False),
+    ):
+        pass
+    assert content(tmp_path / "real") == before
+
+
+def test_a_path_that_cannot_be_a_run_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("precious")
-    for output in (tmp_path / "file", tmp_path / "file" / "run"):
+    for output in (tmp_path / "file", tmp_path / "file" / "run", tmp_path / ("x" * 300)):
         with pytest.raises(InputError), open_run(output, overwrite=True, resume=False):
             pass
-    assert (tmp_path / "file").read_text() == "precious"
+    assert content(tmp_path) == {"file": b"precious"}
 
 
-def test_half_written_checkpoints_are_cleared_up(tmp_path: Path) -> None:
-    output = tmp_path / "run"
-    make(output, 1, finished=False)
-    (output / "checkpoints" / ".step-00000002-abc" / "new").mkdir(parents=True)
-    (output / "checkpoints" / ".step-00000002-abc" / "new" / "state.json").write_text("half")
+def test_what_kills_left_behind_is_removed_and_stops_no_overwrite(output: Path) -> None:
+    """A half-written checkpoint and report, and the folder of an export."""
+    make(output, 1)
+    partial = output / ".artifact-x8f2.partial"
+    (partial / "new").mkdir(parents=True)
+    (partial / "new" / "model.onnx").write_text("half")
+    (output / ".report.json.partial").write_text("half")
+    name = checkpoint.find(output / "checkpoints")[0].name.replace("1-", "2-")
+    (output / "checkpoints" / f".{name}.partial").write_text("half")
     with open_run(output, overwrite=False, resume=True):
-        assert [path.name for path in (output / "checkpoints").iterdir()] == ["step-00000001"]
+        assert len(list((output / "checkpoints").iterdir())) == 1
+        assert not (output / ".report.json.partial").exists()
+    with open_run(output, overwrite=True, resume=False):
+        begin(output, {"seed": 2}, None)
+        save(output, 1)
+        finish(output, 2)
+    assert seed_of(output) == 2
+    assert not partial.exists()
 
 
-def test_a_report_of_something_else_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "report.json"
-    for text in ("", "[]", '{"test": 1}'):
-        path.write_text(text)
-        with pytest.raises(InputError, match=r"report\.json"):
-            run_dir.read_report(path)
-    with pytest.raises(InputError, match="cannot read"):
-        run_dir.read_report(tmp_path / "nowhere.json")
+def test_the_folder_of_the_data_is_kept_beside_the_config(output: Path, tmp_path: Path) -> None:
+    make(output, 1)
+    assert run_dir.read_data_dir(output) is None
+    begin(output, {"seed": 1}, Path("data"))
+    assert run_dir.read_data_dir(output) == Path("data").absolute()
+    for text in ("", "[]", '{"data_dir": 1}'):
+        (output / "local.json").write_text(text)
+        assert run_dir.read_data_dir(output) is None
+    (output / "local.json").unlink()
+    assert run_dir.read_data_dir(output) is None
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"test": 1}', '{"test": {}, "dataset": {"labels": []}}'])
+def test_a_report_of_something_else_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "report.json").write_text(text)
+    with pytest.raises(InputError, match=r"report\.json is not the report of a run"):
+        run_dir.read_report(tmp_path / "report.json")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_named_pipe_as_config_is_not_waited_for(mnist: Mnist, output: Path) -> None:
+    output.mkdir()
+    os.mkfifo(output / "config.json")
+    mnist("train", *QUICK, "--output", output, "--resume").assert_refused("config.json is not a regular file")
+    mnist("train", *QUICK, "--output", output).assert_refused("an unfinished run")
+    assert mnist("train", *QUICK, "--output", output, "--overwrite").code == 0
+    assert (output / "config.json").is_file()

@@ -63,7 +63,7 @@ class RunStatus(Enum):
 
 
 @contextmanager
-def open_run(output: Path, *, overwrite: bool, resume: bool) -> Iterator[RunStatus]:  # noqa: C901
+def open_run(output: Path, *, overwrite: bool, resume: bool) -> Iterator[RunStatus]:
     """Hold the run directory `output` for this process, and yield what it contains.
 
     With `overwrite` the run in it is renamed, and removed when the new one has its report. A new run that
@@ -84,15 +84,15 @@ def open_run(output: Path, *, overwrite: bool, resume: bool) -> Iterator[RunStat
             is_new = not output.exists()
             output.mkdir(parents=True, exist_ok=True)
             held = stack.enter_context(_locked(output))
-            if replaced.exists() and not (resume or _has_progress(output)):
-                held.close()
-                _remove_run(output, is_new=True)  # it was killed before its first checkpoint
-                replaced.rename(output)
-                held = stack.enter_context(_locked(output))
-            for partial in [*output.glob(f".*{TEMPORARY}"), *(output / CHECKPOINTS).glob(f".*{TEMPORARY}")]:
-                if partial.is_file():
-                    partial.unlink()
+            _remove_partial_files(output)
             status = read_status(output)
+            if status is RunStatus.FINISHED:
+                _remove_tree(replaced)
+            elif replaced.exists() and not (resume or _has_progress(output)):
+                held.close()
+                _restore(output, replaced)  # the new run was killed before its first checkpoint
+                held = stack.enter_context(_locked(output))
+                status = read_status(output)
             _require_free(output, status, overwrite=overwrite, resume=resume)
             if overwrite and status is not RunStatus.EMPTY:
                 held.close()
@@ -106,9 +106,10 @@ def open_run(output: Path, *, overwrite: bool, resume: bool) -> Iterator[RunStat
             yield status
         finally:
             if status is RunStatus.EMPTY and not _has_progress(output):
-                _remove_run(output, is_new=is_new)
                 if replaced.exists():
-                    replaced.rename(output)
+                    _restore(output, replaced)
+                else:
+                    _remove_run(output, is_new=is_new)
             elif read_status(output) is RunStatus.FINISHED:
                 _remove_tree(replaced)
 
@@ -187,6 +188,8 @@ def read_report(path: Path) -> dict[str, Any]:
 def _require_ours(output: Path) -> None:
     if not os.path.lexists(output):
         return
+    if output.is_symlink():
+        raise InputError(f"{output} is a link: name the folder that it leads to with --output")
     if not output.is_dir():
         raise InputError(f"{output} is not a folder: name another --output")
 
@@ -216,6 +219,20 @@ def _owner(output: Path) -> str:
 
 def _has_progress(output: Path) -> bool:
     return (output / REPORT).exists() or bool(checkpoint.find(output / CHECKPOINTS))
+
+
+def _remove_partial_files(output: Path) -> None:
+    """Remove what a killed process has left half-written."""
+    for partial in [*output.glob(f".*{TEMPORARY}"), *(output / CHECKPOINTS).glob(f".*{TEMPORARY}")]:
+        if partial.is_file():
+            partial.unlink()
+
+
+def _restore(output: Path, replaced: Path) -> None:
+    """Give the replaced run its name back; the run in `output` has not got anywhere."""
+    _remove_partial_files(output)
+    _remove_run(output, is_new=True)
+    replaced.rename(output)
 
 
 def _put_aside(output: Path, replaced: Path) -> None:

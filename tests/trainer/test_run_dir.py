@@ -163,8 +163,8 @@ def test_an_overwrite_that_fails_later_can_go_on_and_keeps_the_finished_run(
 
 def test_an_overwrite_keeps_the_newest_finished_run(output: Path, replaced: Path) -> None:
     """A process was killed while it removed the run that it had replaced."""
-    make(replaced, 1)
     make(output, 2)
+    make(replaced, 1)
     with pytest.raises(RuntimeError), open_run(output, overwrite=True, resume=False):
         raise RuntimeError
     assert content(output)["mnist_model.pth"] == b"2"

@@ -227,6 +227,7 @@ RUN_FILES = {
     run_files.CONFIG,
     run_files.METRICS,
     run_files.REPORT,
+    run_files.LOCAL,
     run_files.SAMPLES,
     run_files.LOSSES,
     run_files.CONFUSION,

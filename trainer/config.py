@@ -49,6 +49,9 @@ MAX_PARAMETERS = 15_000_000
 
 MAX_CONFIG_BYTES = 1024**2
 
+MOST = 2**31 - 1
+"""Of counts: more cannot be handed to PyTorch."""
+
 
 def setting(
     default: Any,
@@ -76,16 +79,18 @@ class TrainConfig:
 
     recipe: str = setting("notebook", "Named settings, which the other flags override.", choices=[*RECIPES])
     dataset: str = setting("mnist", "What to learn.", choices=DATASETS)
-    epochs: int = setting(5, "Passes over the training set.", low=1, high=2**31 - 1)
-    batch_size: int = setting(64, "Images a step, over all processes together.", low=1, high=2**31 - 1)
+    epochs: int = setting(5, "Passes over the training set.", low=1, high=MOST)
+    batch_size: int = setting(64, "Images a step, over all processes together.", low=1, high=MOST)
     accumulate: int = setting(
-        1, "Parts that each process computes its share of a batch in, to save memory.", low=1, high=2**31 - 1
+        1, "Parts that each process computes its share of a batch in, to save memory.", low=1, high=MOST
     )
     optimizer: str = setting("adam", "Optimizer.", choices=("adam", "muon"))
     lr: float = setting(1e-3, "Learning rate; the peak of one-cycle.", above=0)
     weight_decay: float = setting(0.0, "Decoupled weight decay, as in AdamW.", low=0)
     schedule: str = setting("constant", "Schedule of the learning rate.", choices=("constant", "one-cycle"))
-    seed: int = setting(0, "Seed of weights, sample order, distortions and outliers.", low=0, high=2**32 - 1)
+    seed: int = setting(
+        0, "Seed of weights, sample order, distortions and outliers.", low=0, high=MOST * 2 + 1
+    )
     hidden: tuple[int, ...] = setting(
         (128, 64), "Sizes of the hidden layers, such as 128,64.", low=1, high=16384
     )
@@ -253,16 +258,16 @@ def _check(item: "dataclasses.Field[Any]", value: object) -> None:
 
 
 def expected(item: "dataclasses.Field[Any]") -> str:
-    """The range of a field for people: `one of adam, muon`, `1 to 1024`, `above 0`."""
+    """The range of a field for people: `one of adam, muon`, `1 to 1024`, `at least 1`, `above 0`."""
     low, above, high = (item.metadata[name] for name in ("low", "above", "high"))
     if item.metadata["choices"]:
         return f"one of {', '.join(item.metadata['choices'])}"
     if item.name == "hidden":
         return f"layer sizes from {low} to {high}, such as 128,64"
     if math.isfinite(above):
-        return f"a number above {above}"
+        return f"above {above}"
     if math.isfinite(low):
-        return f"{low} to {high}" if math.isfinite(high) else f"a number from {low}"
+        return f"{low} to {high}" if high < MOST else f"at least {low}"
     return "a number"
 
 

@@ -40,8 +40,7 @@ def setting_option(item: "dataclasses.Field[Any]") -> inspect.Parameter:
         "NAME" if choices else "SIZES" if item.name == "hidden" else "N" if kind in (int, int | None) else "X"
     )
     help_text = item.metadata["help"]
-    if choices or metavar != "SIZES":
-        help_text += f" ({expected(item)})" if choices else f" [{expected(item)}]"
+    help_text += {"hidden": "", "mean": ""}.get(item.name, f" [{expected(item)}]")
     if item.name == "recipe":
         help_text += f" {DEFAULT_RECIPE} if not given."
     option = typer.Option(

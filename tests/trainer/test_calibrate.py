@@ -1,4 +1,4 @@
-"""Temperature and floor against what is known beforehand, and against searches that take no short cut."""
+"""Temperature and confidence threshold against what is known beforehand, and against plain searches."""
 
 import json
 
@@ -12,11 +12,11 @@ from trainer import calibrate as calibration
 from trainer.calibrate import calibrate, fit_temperature, lowest_floor
 
 
-def honest(samples: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def calibrated(samples: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Logits, float32 [N, 10], and labels int64 [N] drawn from their softmax: their best temperature is 1."""
-    dice = np.random.default_rng(seed)
-    logits = dice.normal(scale=3, size=(samples, 10)).astype(np.float32)
-    noise = dice.gumbel(size=logits.shape)
+    random = np.random.default_rng(seed)
+    logits = random.normal(scale=3, size=(samples, 10)).astype(np.float32)
+    noise = random.gumbel(size=logits.shape)
     return logits, (logits + noise).argmax(axis=1)  # the largest of logits plus Gumbel noise is such a draw
 
 
@@ -26,14 +26,14 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray, temperature: float) ->
 
 
 @pytest.mark.parametrize("scale", [0.5, 1.0, 1.7, 3.0])
-def test_logits_that_are_scaled_give_the_scale_back(scale: float) -> None:
-    logits, labels = honest(20_000)
+def test_the_temperature_of_scaled_logits_is_the_scale(scale: float) -> None:
+    logits, labels = calibrated(20_000)
     assert fit_temperature(np.float32(scale) * logits, labels) == pytest.approx(scale, rel=0.03)
 
 
 @pytest.mark.parametrize("samples", [30, 400, 3000])
-def test_no_other_temperature_loses_less(samples: int) -> None:
-    logits, labels = honest(samples, seed=samples)
+def test_no_other_temperature_has_a_lower_loss(samples: int) -> None:
+    logits, labels = calibrated(samples, seed=samples)
     found = fit_temperature(logits, labels)
     losses = {step: cross_entropy(logits, labels, step / 1000) for step in range(250, 4001, 10)}
     assert 1000 * found == pytest.approx(min(losses, key=lambda step: losses[step]), abs=10)
@@ -41,62 +41,55 @@ def test_no_other_temperature_loses_less(samples: int) -> None:
     assert found == round(found, 3)
 
 
-def test_what_a_few_images_say_is_bounded() -> None:
-    logits, _ = honest(200)
+def test_the_temperature_of_a_few_images_is_bounded() -> None:
+    logits, _ = calibrated(200)
     best = logits.argmax(axis=1)
     assert fit_temperature(logits, best) == 1  # all of them right: no temperature is too low
+    assert fit_temperature(logits[:1], best[:1]) == 1
     assert fit_temperature(logits, (best + 1) % 10) == calibration.HIGHEST
     second = np.argsort(logits, axis=1)[:, -2]
     nearly = np.where(np.arange(200) == np.diff(np.sort(logits)[:, -2:]).argmin(), second, best)
     assert fit_temperature(logits / 100, nearly) == calibration.LOWEST
-    assert fit_temperature(logits[:1], best[:1]) == 1
+    large = np.array([[3e38, -3e38, *[0] * 8], [1000, *[-1000] * 9]], np.float32)
+    assert fit_temperature(large, np.array([0, 1])) == calibration.HIGHEST
 
 
-def test_large_logits_overflow_nothing() -> None:
-    logits = np.array([[3e38, -3e38, *[0] * 8], [1000, *[-1000] * 9]], np.float32)
-    assert fit_temperature(logits, np.array([0, 1])) == calibration.HIGHEST
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_the_floor_is_the_lowest_that_keeps_the_error_rate(seed: int) -> None:
-    dice = np.random.default_rng(seed)
-    confidence = dice.beta(8, 0.3, size=4000)
-    wrong = dice.random(4000) < 1.3 * (1 - confidence) ** 1.4
+@pytest.mark.parametrize("seed", range(3))
+def test_the_threshold_is_the_lowest_that_keeps_the_error_rate(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    confidence = random.beta(8, 0.3, size=4000)
+    wrong = random.random(4000) < 1.3 * (1 - confidence) ** 1.4
     found = lowest_floor(confidence, wrong)
     assert calibration.LOWEST_FLOOR < found < calibration.HIGHEST_FLOOR
 
-    def share(floor: float) -> float:
-        given = [is_wrong for sure, is_wrong in zip(confidence, wrong, strict=True) if sure >= floor]
+    def error_rate(threshold: float) -> float:
+        given = [is_wrong for sure, is_wrong in zip(confidence, wrong, strict=True) if sure >= threshold]
         return sum(given) / len(given)
 
-    assert share(found) <= calibration.ERROR_RATE
-    assert all(share(step / 1000) > calibration.ERROR_RATE for step in range(500, round(found * 1000)))
+    assert error_rate(found) <= calibration.ERROR_RATE
+    assert all(error_rate(step / 1000) > calibration.ERROR_RATE for step in range(500, round(found * 1000)))
 
 
-def test_a_net_with_few_errors_has_the_lowest_floor() -> None:
+def test_the_threshold_is_bounded() -> None:
+    """From below for a net with few errors; from above for one that is right or wrong at any confidence."""
     confidence = np.linspace(0.6, 1, 1000)
     few = round(1000 * calibration.ERROR_RATE)
     assert lowest_floor(confidence, np.arange(1000) < few) == calibration.LOWEST_FLOOR
     assert lowest_floor(confidence, np.arange(1000) <= few) == 0.601
+    assert lowest_floor(np.linspace(0, 1, 500), np.arange(500) % 2 == 1) == calibration.HIGHEST_FLOOR
 
 
-def test_a_poor_net_is_not_refused_altogether() -> None:
-    """Right or wrong at any confidence: only what is surer than all errors could be answered."""
-    confidence = np.linspace(0, 1, 500)
-    assert lowest_floor(confidence, np.arange(500) % 2 == 1) == calibration.HIGHEST_FLOOR
-
-
-def test_what_a_run_says_of_it() -> None:
-    logits, labels = honest(5000)
+def test_the_calibration_in_a_report() -> None:
+    logits, labels = calibrated(5000)
     logits *= 2
     found = calibrate(logits, labels)
     assert is_calibration(found)
     assert json.loads(json.dumps(found)) == found
-    temperature, floor, validation = found["temperature"], found["min_confidence"], found["validation"]
+    temperature, threshold, validation = found["temperature"], found["min_confidence"], found["validation"]
     assert temperature == fit_temperature(logits, labels)
     assert found["error_rate"] == calibration.ERROR_RATE
-    answered = confidences(logits / temperature) >= floor
+    given = confidences(logits / temperature) >= threshold
     assert validation["samples"] == 5000
-    assert validation["refused"] == pytest.approx((~answered).mean(), abs=1e-6)
-    assert validation["errors"] == (logits.argmax(axis=1) != labels)[answered].sum()
+    assert validation["refused"] == pytest.approx((~given).mean(), abs=1e-6)
+    assert validation["errors"] == (logits.argmax(axis=1) != labels)[given].sum()
     assert validation["calibration_error_after"] < validation["calibration_error_before"] / 3

@@ -1,4 +1,4 @@
-"""One frozen config: recipes, overrides, ranges, and flags that map one to one to its fields."""
+"""The settings of a run: recipes, a file, flags; each with its range, and the flags are the fields."""
 
 import dataclasses
 import inspect
@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from serve_cli.errors import InputError
-from trainer.config import RECIPES, TrainConfig, parse_hidden
-from trainer.main import train
+from tests.command import Mnist
+from trainer.config import RECIPES, TrainConfig, parse_hidden, read_settings
+from trainer.main import merge_settings, train
+
+TINY = ("--dataset", "mnist5k", "--limit", "100", "--epochs", "1")
 
 
 def test_the_notebook_recipe_is_the_tutorial() -> None:
@@ -17,9 +20,10 @@ def test_the_notebook_recipe_is_the_tutorial() -> None:
     assert (config.hidden, config.lr, config.batch_size, config.epochs) == ((128, 64), 1e-3, 64, 5)
     assert (config.mean, config.std, config.weight_decay, config.schedule) == (0.5, 0.5, 0.0, "constant")
     assert (config.validation_fraction, config.limit, config.dataset) == (0.0, None, "mnist")
+    assert TrainConfig.from_recipe("best").strangers > 0
 
 
-def test_flags_override_a_recipe() -> None:
+def test_values_override_a_recipe() -> None:
     config = TrainConfig.from_recipe("fast", batch_size=32, lr=None)
     assert config.batch_size == 32
     assert config.lr == RECIPES["fast"]["lr"]
@@ -27,49 +31,89 @@ def test_flags_override_a_recipe() -> None:
 
 
 def test_flags_and_fields_are_the_same() -> None:
-    others = {"context", "output", "overwrite", "resume", "data_dir", "checkpoint_every", "tracker"}
-    flags = set(inspect.signature(train).parameters) - others - {"num_processes"}
+    others = {"context", "config", "output", "overwrite", "resume", "data_dir", "checkpoint_every"}
+    flags = set(inspect.signature(train).parameters) - others - {"num_processes", "tracker"}
     assert flags == {field.name for field in dataclasses.fields(TrainConfig)}
 
 
-def test_config_file_and_back(tmp_path: Path) -> None:
+def test_the_config_of_a_run_reads_back(tmp_path: Path) -> None:
     config = TrainConfig.from_recipe("fast", hidden=(32,), limit=100)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(config.to_dict()))
     assert TrainConfig.read(path) == config
+    old = {name: value for name, value in config.to_dict().items() if name != "strangers"}
+    path.write_text(json.dumps(old))  # from before there were outliers
+    assert TrainConfig.read(path) == config
 
 
-def test_a_config_file_from_before_there_were_strangers_still_reads(tmp_path: Path) -> None:
-    config = TrainConfig.from_recipe("fast")
-    values = config.to_dict()
-    assert values.pop("strangers") == 0
-    (tmp_path / "config.json").write_text(json.dumps(values))
-    assert TrainConfig.read(tmp_path / "config.json") == config
-
-
-def test_half_of_a_batch_may_be_strangers() -> None:
-    assert TrainConfig(strangers=0.5).strangers == 0.5
-    assert TrainConfig(strangers=0).strangers == 0
-    assert TrainConfig.from_recipe("best").strangers > 0
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        "",
-        "{",
-        "[]",
-        "{}",
-        '{"hidden": [128], "colour": 1}',
-        '{"hidden": [1], "lr": "x"}',
-        '{"hidden": [1], "std": 0}',
-    ],
-)
-def test_a_broken_config_file_is_refused(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"hidden": [1], "lr": "x"}', '{"hidden": [1], "std": 0}'])
+def test_a_broken_config_of_a_run_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "config.json"
     path.write_text(content)
     with pytest.raises(InputError, match=r"config\.json"):
         TrainConfig.read(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.json", '{"lr": 0.01, "hidden": [32, 16], "recipe": "fast"}'),
+        ("a.toml", 'lr = 0.01\nhidden = [32, 16]\nrecipe = "fast"\n'),
+        ("a.yaml", "lr: 0.01\nhidden: [32, 16]\nrecipe: fast\n"),
+        ("a.YML", "lr: 0.01\nhidden: [32, 16]\nrecipe: fast\n"),
+    ],
+)
+def test_a_file_of_settings_is_json_toml_or_yaml(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    assert read_settings(tmp_path / name) == {"lr": 0.01, "hidden": (32, 16), "recipe": "fast"}
+
+
+def test_flags_beat_the_file_and_the_file_beats_the_recipe(mnist: Mnist, tmp_path: Path) -> None:
+    """The second run takes the config.json of the first one as its file."""
+    file = tmp_path / "settings.toml"
+    file.write_text('recipe = "fast"\nlr = 0.01\nbatch_size = 50\n')
+    flags = ("train", *TINY, "--batch-size", "20", "--hidden", "16")
+    assert mnist(*flags, "--config", file, "--output", tmp_path / "a").code == 0
+    config = TrainConfig.read(tmp_path / "a" / "config.json")
+    assert (config.recipe, config.lr, config.batch_size, config.hidden) == ("fast", 0.01, 20, (16,))
+    assert config.weight_decay == RECIPES["fast"]["weight_decay"]
+    again = ("train", "--config", tmp_path / "a" / "config.json", "--seed", "1", "--output", tmp_path / "b")
+    assert mnist(*again).code == 0
+    assert TrainConfig.read(tmp_path / "b" / "config.json") == dataclasses.replace(config, seed=1)
+
+
+def test_the_precision_of_accelerate_launch_counts_where_none_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert merge_settings(None, {"lr": None}) == {"mixed_precision": "bf16"}
+    assert merge_settings(None, {"mixed_precision": "no"}) == {"mixed_precision": "no"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "parts"),
+    [
+        ("a.json", '{"batchsize": 1}', ("unknown key 'batchsize'", "did you mean batch_size?")),
+        ("a.toml", "lr = 0", ("--lr is 0",)),
+        ("a.yaml", "recipe: fats", ("--recipe is fats", "did you mean fast?")),
+        ("a.json", "{", ("a.json cannot be read as settings",)),
+        ("a.toml", "lr = ", ("a.toml cannot be read as settings",)),
+        ("a.yaml", "a: [", ("a.yaml cannot be read as settings",)),
+        ("a.yaml", "lr: !!python/object/apply:os.getcwd []", ("a.yaml cannot be read as settings",)),
+        ("a.json", "[" * 100_000, ("a.json cannot be read as settings",)),
+        ("a.json", "[]", ("a.json holds no settings",)),
+        ("a.yaml", "", ("a.yaml holds no settings",)),
+        ("a.json", '{"hidden": 3}', ("--hidden is 3",)),
+        ("a.json", '{"recipe": ["fast"]}', ("--recipe is ",)),
+    ],
+)
+def test_a_bad_file_of_settings_is_refused(
+    mnist: Mnist, tmp_path: Path, name: str, text: str, parts: tuple[str, ...]
+) -> None:
+    (tmp_path / name).write_text(text)
+    mnist("train", "--config", tmp_path / name, "--output", tmp_path / "run").assert_refused(*parts)
+    mnist("train", "--config", tmp_path, "--output", tmp_path / "run").assert_refused("not a regular file")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -78,39 +122,46 @@ def test_a_broken_config_file_is_refused(tmp_path: Path, content: str) -> None:
         ("recipe", "slow"),
         ("dataset", "cifar"),
         ("schedule", "cosine"),
+        ("optimizer", "sgd"),
+        ("mixed_precision", "fp16"),
         ("epochs", 0),
+        ("epochs", 2.5),
         ("batch_size", 0),
+        ("batch_size", 10**22),
+        ("accumulate", 0),
+        ("accumulate", 65),
+        ("threads", 0),
+        ("patience", 0),
+        ("limit", 0),
         ("lr", 0.0),
         ("lr", float("nan")),
         ("lr", float("inf")),
         ("weight_decay", -1.0),
         ("seed", -1),
         ("seed", 2**32),
-        ("epochs", 2.5),
         ("mean", True),
-        ("batch_size", 10**22),
+        ("mean", float("inf")),
+        ("std", 0.0),
+        ("hidden", ()),
+        ("hidden", (128, 0)),
         ("hidden", (128.0,)),
+        ("hidden", (17000,)),
+        ("hidden", (10000, 10000)),  # 107,960,010 parameters: no exported file could be read
         ("distortion", -1.0),
         ("strangers", -0.1),
         ("strangers", 0.51),
-        ("strangers", float("nan")),
         ("strangers", "0.1"),
-        ("optimizer", "sgd"),
-        ("accumulate", 0),
-        ("threads", 0),
-        ("mixed_precision", "fp16"),
-        ("patience", 0),
-        ("hidden", ()),
-        ("hidden", (128, 0)),
-        ("limit", 0),
         ("validation_fraction", 0.9),
-        ("mean", float("inf")),
-        ("std", 0.0),
     ],
 )
 def test_a_value_out_of_range_names_its_flag(field: str, value: object) -> None:
-    with pytest.raises(InputError, match=f"--{field.replace('_', '-')} is"):
+    with pytest.raises(InputError, match=f"--{field.replace('_', '-')} is .*expected"):
         TrainConfig(**{field: value})  # type: ignore[arg-type]
+
+
+def test_the_ends_of_a_range_are_in_it() -> None:
+    assert TrainConfig(strangers=0.5, validation_fraction=0.5, distortion=2, seed=2**32 - 1).strangers == 0.5
+    assert TrainConfig(strangers=0, hidden=(16384,)).hidden == (16384,)
 
 
 def test_patience_never_watches_the_test_set() -> None:
@@ -128,9 +179,34 @@ def test_other_settings_are_named() -> None:
         config.require_same({"epochs": 3, "lr": 0.5, "seed": 7}, Path("runs/a"))
 
 
-def test_hidden_sizes() -> None:
+def test_hidden_sizes_are_numbers_between_commas() -> None:
     assert parse_hidden("128,64") == (128, 64)
     assert parse_hidden("32") == (32,)
     for text in ("", "a", "1,,2", "1.5"):
         with pytest.raises(InputError, match="--hidden"):
             parse_hidden(text)
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        (("--recipe", "fats"), ("--recipe is fats", "notebook", "did you mean fast?")),
+        (("--dataset", "mnist5"), ("--dataset is mnist5", "did you mean mnist5k?")),
+        (("--tracker", "tensorbord"), ("--tracker is tensorbord", "did you mean tensorboard?")),
+        (("--hiden", "3"), ("--hiden", "--hidden", "--help")),
+        (("--resume", "--overwrite"), ("give one of them",)),
+        (("--checkpoint-every", "0"), ("--checkpoint-every",)),
+        (("--epochs", "0"), ("--epochs is 0",)),
+        (("--epochs", "many"), ("--epochs", "--help")),
+        (("--hidden", "a,b"), ("--hidden is 'a,b'",)),
+        (("--hidden", "17000"), ("--hidden is 17000", "16384")),
+        (("--recipe", "notebook", "--patience", "3"), ("the test set chooses nothing",)),
+        (("--accumulate", "1000"), ("--accumulate is 1000", "--batch-size")),
+        (("--recipe", "fast", "--dataset", "mnist5k", "--limit", "2"), ("--validation-fraction 0.1", "--limit")),
+    ],
+)
+def test_bad_flags_are_refused(
+    mnist: Mnist, tmp_path: Path, flags: tuple[str, ...], parts: tuple[str, ...]
+) -> None:
+    mnist("train", *flags, "--output", tmp_path / "run").assert_refused(*parts)
+    assert list(tmp_path.iterdir()) == []

@@ -126,8 +126,8 @@ class TrainConfig:
             value = getattr(self, item.name)
             for number in value if isinstance(value, tuple) else (value,):
                 _check(item, number)
-        if not self.hidden:
-            raise InputError("--hidden is (), expected layer sizes such as 128,64")
+        if not self.hidden or not isinstance(self.hidden, tuple):
+            raise InputError(f"--hidden is {self.hidden}, expected layer sizes such as 128,64")
         sizes = (IMAGE_SIZE**2, *self.hidden, CLASSES)
         if sum((before + 1) * after for before, after in itertools.pairwise(sizes)) > MAX_PARAMETERS:
             raise InputError(
@@ -149,7 +149,7 @@ class TrainConfig:
             InputError: no such recipe, or a value out of range.
         """
         given = {name: value for name, value in values.items() if value is not None}
-        return cls(recipe=recipe, **{**RECIPES.get(recipe, {}), **given})
+        return cls(recipe=recipe, **{**RECIPES.get(str(recipe), {}), **given})
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values, for config.json."""

@@ -68,21 +68,29 @@ def test_speed(benchmark: Benchmark, capsys: pytest.CaptureFixture[str]) -> None
     assert set(report["machine"]) == {"cpu", "cores", "governor", "memory_bytes", "system", "load"}
     assert report["machine"]["memory_bytes"] > 2**28
     assert "torch" in report["versions"]
-    names = [(figure["contestant"], figure["batch_size"]) for figure in report["speed"]]
+    figures = [figure for figure in report["speed"] if figure["contestant"] != "JAX"]  # where it is installed
+    names = [(figure["contestant"], figure["batch_size"]) for figure in figures]
     assert names == [("tutorial", 64), ("bare", 1024), ("bare, default threads", 1024), ("ours", 1024)]
-    for figure in report["speed"]:
+    for figure in figures:
         assert set(figure) == {
             *("contestant", "batch_size", "round"),
             *("threads", "images_per_second", "process_s"),
         }
         assert min(figure["threads"], figure["images_per_second"], figure["process_s"]) > 0
-    assert [(item["theirs"], item["more_is_better"]) for item in report["comparisons"]] == [
+    compared = [(item["theirs"], item["more_is_better"]) for item in report["comparisons"]]
+    assert [item for item in compared if "JAX" not in item[0]] == [
         ("bare tensor loop, 1 thread", True),
         ("bare tensor loop, default threads", True),
     ], "the tutorial has another batch size"
     captured = capsys.readouterr()
-    assert captured.out.count("\n| ") == 2 + len(names)
+    assert captured.out.count("\n| ") == 2 + len(report["speed"])
     assert captured.err == "", "progress is for terminals"
+
+
+def test_start(benchmark: Benchmark) -> None:
+    report = benchmark("start")
+    assert [figure["contestant"] for figure in report["start"]] == ["import torch", "ours"]
+    assert all(figure["process_s"] > figure["training_s"] for figure in report["start"])
 
 
 def test_accuracy(benchmark: Benchmark, capsys: pytest.CaptureFixture[str]) -> None:

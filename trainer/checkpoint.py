@@ -21,7 +21,7 @@ from safetensors.numpy import save as save_safetensors
 
 from serve_cli.errors import InputError, MnistError
 from serve_cli.regular_file import read_regular
-from trainer.atomic import write_file
+from trainer.atomic import fsync, write_file
 
 KEEP = 2
 """How many of the newest checkpoints are kept."""
@@ -53,6 +53,9 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     """
     state = json.dumps({**checkpoint.state, "step": checkpoint.step}, sort_keys=True, allow_nan=False)
     data = save_safetensors(dict(checkpoint.tensors), metadata={METADATA: state})
+    if not folder.exists():
+        folder.mkdir()
+        fsync(folder.parent)
     path = folder / f"step-{checkpoint.step:08d}-{_digest(data)}.safetensors"
     write_file(path, data)
     for old in find(folder)[KEEP:]:

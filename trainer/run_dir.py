@@ -138,7 +138,6 @@ def begin(output: Path, config: dict[str, Any], data_dir: Path | None) -> None:
     Raises:
         OSError: the system refused.
     """
-    (output / CHECKPOINTS).mkdir(exist_ok=True)
     write_file(
         output / LOCAL, json_bytes({"data_dir": None if data_dir is None else str(data_dir.absolute())})
     )

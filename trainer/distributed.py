@@ -56,7 +56,7 @@ NEUTRAL = ("", "no", "false", "0", "1", "default")
 
 
 class LostProcess(MnistError):
-    """Another process of the group is gone. All that are left report it: the main one may be the lost one."""
+    """Another process of the group is gone or failed. All that are left report it: it may be the main one."""
 
     on_main_process_only = False
 
@@ -162,7 +162,7 @@ def _sendable(error: Exception | None) -> MnistError | None:
     """`error` as the other processes get it."""
     if error is None or isinstance(error, MnistError):
         return error
-    return MnistError(f"process {PartialState().process_index} failed ({type(error).__name__}: {error})")
+    return LostProcess(f"process {PartialState().process_index} failed ({type(error).__name__}: {error})")
 
 
 def _raise(own: Exception | None, shared: MnistError | None) -> None:

@@ -118,9 +118,12 @@ def orthogonalize(matrix: Tensor) -> Tensor:
     """The nearest semi-orthogonal matrix, approximately, by Muon's quintic Newton-Schulz iteration.
 
     X <- a X + b (X Xt) X + c (X Xt)^2 X is done on the small Gram matrix X Xt, in float32: for 128x784 that
-    is half of the work, and processors without bfloat16 emulate it, 30 times as slowly.
+    is half of the work, and processors without bfloat16 emulate it, 30 times as slowly. The matrix is rounded
+    to bfloat16 first, as PyTorch's Muon does: the noise in directions with little gradient is worth 0.1 points
+    on MNIST's test set (LOG.md).
     """
     a, b, c = NEWTON_SCHULZ
+    matrix = matrix.bfloat16().float()
     x = matrix if len(matrix) <= matrix.shape[1] else matrix.t()
     x = x / x.norm().clamp(min=1e-7)
     gram = x @ x.t()

@@ -23,7 +23,9 @@ def in_child(code: str, **streams: object) -> "subprocess.CompletedProcess[str]"
 def test_work_goes_on_without_its_standard_output() -> None:
     with FULL.open("w") as full:
         done = in_child(
-            "process.print_result('one'); process.print_result('two'); sys.exit(7)", stdout=full, stderr=subprocess.PIPE
+            "process.print_result('one'); process.print_result('two'); sys.exit(7)",
+            stdout=full,
+            stderr=subprocess.PIPE,
         )
     lost = "mnist: standard output is lost (No space left on device), the work goes on\n"
     assert (done.returncode, done.stderr) == (7, lost)

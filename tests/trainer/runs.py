@@ -53,10 +53,12 @@ def started(command: Sequence[object]) -> Iterator["subprocess.Popen[str]"]:
         env=ENVIRONMENT,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline().startswith("Epoch 1/")
-        yield child
-        child.kill()
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline().startswith("Epoch 1/")
+            yield child
+        finally:
+            child.kill()
 
 
 def report(run: Path) -> dict[str, Any]:

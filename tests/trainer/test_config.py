@@ -46,7 +46,9 @@ def test_the_config_of_a_run_reads_back(tmp_path: Path) -> None:
     assert TrainConfig.read(path) == config
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"hidden": [1], "lr": "x"}', '{"hidden": [1], "std": 0}'])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "{}", '{"hidden": [1], "lr": "x"}', '{"hidden": [1], "std": 0}']
+)
 def test_a_broken_config_of_a_run_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "config.json"
     path.write_text(content)
@@ -202,7 +204,10 @@ def test_hidden_sizes_are_numbers_between_commas() -> None:
         (("--hidden", "17000"), ("--hidden is 17000", "16384")),
         (("--recipe", "notebook", "--patience", "3"), ("the test set chooses nothing",)),
         (("--accumulate", "1000"), ("--accumulate is 1000", "--batch-size")),
-        (("--recipe", "fast", "--dataset", "mnist5k", "--limit", "2"), ("--validation-fraction 0.1", "--limit")),
+        (
+            ("--recipe", "fast", "--dataset", "mnist5k", "--limit", "2"),
+            ("--validation-fraction 0.1", "--limit"),
+        ),
     ],
 )
 def test_bad_flags_are_refused(

@@ -314,7 +314,11 @@ def test_a_folder_that_cannot_be_read_is_named() -> None:
 @pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize("layout", ["", "MNIST/raw", "raw"])
 def test_a_folder_of_idx_files(
-    layout: str, compressed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+    layout: str,
+    compressed: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture,
 ) -> None:
     files = contents("idx")
     fill(tmp_path / layout, files, compressed=compressed)

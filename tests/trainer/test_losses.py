@@ -92,7 +92,18 @@ def test_a_recipe_with_everything_equals_plain_pytorch(
     mnist: Mnist, mnist5k: Dataset, tmp_path: Path, optimizer: str
 ) -> None:
     """Weight decay, one-cycle, distortions, outliers, accumulation and Muon, each written down a second time."""
-    flags = ("--epochs", "2", "--batch-size", "100", "--limit", "730", "--lr", "5e-3", "--weight-decay", "0.1")
+    flags = (
+        "--epochs",
+        "2",
+        "--batch-size",
+        "100",
+        "--limit",
+        "730",
+        "--lr",
+        "5e-3",
+        "--weight-decay",
+        "0.1",
+    )
     flags += ("--schedule", "one-cycle", "--distortion", "1", "--strangers", "0.247")
     flags += ("--optimizer", optimizer, "--accumulate", "3" if optimizer == "adam" else "1")
     assert mnist(*NOTEBOOK, *flags, "--output", tmp_path / "run").code == 0
@@ -160,7 +171,9 @@ def test_the_order_of_the_samples_depends_on_seed_and_epoch_alone() -> None:
         (129, ("--strangers", "0.1", "--accumulate", "64")),  # most parts of the last batch are empty
     ],
 )
-def test_batches_of_any_size_train(mnist: Mnist, tmp_path: Path, samples: int, flags: tuple[str, ...]) -> None:
+def test_batches_of_any_size_train(
+    mnist: Mnist, tmp_path: Path, samples: int, flags: tuple[str, ...]
+) -> None:
     size = ("--limit", samples, "--epochs", "2")
     assert mnist(*NOTEBOOK, *size, *flags, "--output", tmp_path / "run").code == 0
     losses = np.split(step_losses(tmp_path / "run"), 2)

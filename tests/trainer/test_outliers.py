@@ -164,7 +164,10 @@ def test_a_lying_digit_is_tilted_and_shifted_within_bounds() -> None:
 
 def test_a_zero_never_lies_alone(mnist5k: Dataset) -> None:
     """It looks like a zero however it is turned."""
-    zeros, others = mnist5k.train.images[mnist5k.train.labels == 0].float(), mnist5k.train.images[:400].float()
+    zeros, others = (
+        mnist5k.train.images[mnist5k.train.labels == 0].float(),
+        mnist5k.train.images[:400].float(),
+    )
     found = make_outliers(zeros, others, 0 * ONES, numbers_of(LYING))
     assert torch.equal(found, make_outliers(zeros, others, 0 * ONES, numbers_of(PAIR)))
     assert not torch.equal(found, make_outliers(zeros, others, ONES, numbers_of(LYING)))

@@ -37,7 +37,9 @@ def texts(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[float, float]]:
     found: dict[str, tuple[float, float]] = {}
 
     def record(original: Callable) -> Callable:
-        def draw(self: ImageDraw.ImageDraw, xy: tuple[float, float], text: str, *rest: object, **options: object):  # type: ignore[no-untyped-def]  # noqa: ANN202
+        def draw(
+            self: ImageDraw.ImageDraw, xy: tuple[float, float], text: str, *rest: object, **options: object
+        ):  # type: ignore[no-untyped-def]  # noqa: ANN202
             found[text] = xy
             return original(self, xy, text, *rest, **options)
 
@@ -149,7 +151,9 @@ def test_mistakes_are_the_surest_ones(tmp_path: Path, texts: dict, samples: int,
 
 def test_no_mistakes_are_said_in_the_picture(tmp_path: Path, texts: dict) -> None:
     images, labels, _ = every_other_wrong(2000)
-    plots.draw_mistakes(images, labels, np.eye(10, dtype=np.float32)[labels], DIGITS, tmp_path / "mistakes.png")
+    plots.draw_mistakes(
+        images, labels, np.eye(10, dtype=np.float32)[labels], DIGITS, tmp_path / "mistakes.png"
+    )
     assert (tmp_path / "mistakes.png").exists()
     assert "No mistakes in 2,000 images" in texts
 

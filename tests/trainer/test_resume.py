@@ -204,7 +204,9 @@ def write_idx(folder: Path, train: int, test: int) -> None:
             (folder / f"{name}-{kind}-ubyte").write_bytes(header + values.tobytes())
 
 
-@pytest.mark.parametrize(("train", "test", "named"), [(1, 2, "train"), (2, 1, "test"), (2, 2, "train and test")])
+@pytest.mark.parametrize(
+    ("train", "test", "named"), [(1, 2, "train"), (2, 1, "test"), (2, 2, "train and test")]
+)
 def test_other_data_is_refused(
     mnist: Mnist, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train: int, test: int, named: str
 ) -> None:

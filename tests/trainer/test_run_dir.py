@@ -91,7 +91,10 @@ def test_a_run_that_fails_before_its_first_checkpoint_leaves_nothing(
 
 @pytest.mark.parametrize(
     ("finished", "ways"),
-    [(True, "a finished run: replace it with --overwrite"), (False, "an unfinished run: go on with --resume")],
+    [
+        (True, "a finished run: replace it with --overwrite"),
+        (False, "an unfinished run: go on with --resume"),
+    ],
 )
 def test_a_run_is_not_trained_over(output: Path, finished: bool, ways: str) -> None:
     make(output, 1, finished=finished)

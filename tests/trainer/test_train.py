@@ -166,7 +166,9 @@ def test_bfloat16_trains_and_the_report_is_that_of_the_float32_net(mnist5k: Data
     assert found["loss"] == pytest.approx(loss, rel=1e-6)
 
 
-def test_patience_keeps_the_best_weights_and_their_losses(mnist: Mnist, mnist5k: Dataset, tmp_path: Path) -> None:
+def test_patience_keeps_the_best_weights_and_their_losses(
+    mnist: Mnist, mnist5k: Dataset, tmp_path: Path
+) -> None:
     """A learning rate far too high: the validation loss soon gets no lower."""
     flags = ("--limit", "600", "--schedule", "constant", "--lr", "0.02", "--epochs", "60", "--patience", "3")
     run = tmp_path / "run"
@@ -312,7 +314,8 @@ def test_weights_that_are_not_finite_are_not_saved(
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes\nmore")]
+    "error",
+    [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes\nmore")],
 )
 def test_out_of_memory_is_one_line_and_leaves_the_last_checkpoint(
     mnist: Mnist, tmp_path: Path, before_step: Callable[..., None], error: Exception
@@ -355,7 +358,9 @@ def test_an_output_that_is_not_free_is_refused(mnist: Mnist, tmp_path: Path) -> 
     (tmp_path / "thesis.txt").write_text("precious")
     refused = mnist("train", *QUICK, "--output", tmp_path, "--overwrite")
     refused.assert_refused("thesis.txt, which this program did not create")
-    mnist("train", *QUICK, "--output", tmp_path / "thesis.txt" / "run").assert_refused("name another --output")
+    mnist("train", *QUICK, "--output", tmp_path / "thesis.txt" / "run").assert_refused(
+        "name another --output"
+    )
     mnist("train", *QUICK, "--output", tmp_path / "thesis.txt").assert_refused("is not a folder")
     assert (tmp_path / "thesis.txt").read_text() == "precious"
 

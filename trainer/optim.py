@@ -119,8 +119,8 @@ def orthogonalize(matrix: Tensor) -> Tensor:
 
     X <- a X + b (X Xt) X + c (X Xt)^2 X is done on the small Gram matrix X Xt, in float32: for 128x784 that
     is half of the work, and processors without bfloat16 emulate it, 30 times as slowly. The matrix is rounded
-    to bfloat16 first, as PyTorch's Muon does: the noise in directions with little gradient is worth 0.1 points
-    on MNIST's test set (LOG.md).
+    to bfloat16 first, as PyTorch's Muon does: the noise in directions with little gradient is worth 0.1
+    points on MNIST's test set (LOG.md).
     """
     a, b, c = NEWTON_SCHULZ
     matrix = matrix.bfloat16().float()

@@ -71,8 +71,8 @@ class Parity:
     `tolerance_share` is the largest difference as a share of the allowed one. `argmax_flips` counts the test
     digits whose label differs in any comparison, and `ties` those of them that are ties. All that follows
     leaves ties out: `agreement` is the share (0 to 1) of digits with PyTorch's label, `edge_flips` counts the
-    edge pictures with another one, `accuracy` is the file's own on the `samples` test digits. `engines` has
-    the largest difference of a logit in each.
+    edge pictures with another one, `accuracy` is the file's own on the `samples` test digits, at batch size
+    CHUNK. `engines` has the largest difference of a logit in each.
     """
 
     max_abs_logit_diff: float
@@ -151,6 +151,7 @@ class Comparison:
     """
 
     backend: str
+    batch_size: int
     logit_diff: float
     probability_diff: float
     tolerance_share: float
@@ -185,6 +186,7 @@ def measure(backends: Mapping[str, Runner], inputs: ParityInputs, *, int8: bool 
         accuracy=min(
             _accuracy(np.where(ties, reference, comparison.labels), inputs.labels)
             for comparison in comparisons
+            if comparison.batch_size == CHUNK
         ),
         reference_accuracy=_accuracy(reference, inputs.labels),
         engines={
@@ -219,6 +221,7 @@ def _compare(
         labels[positions] = found.logits.argmax(axis=1)
     return Comparison(
         backend=name,
+        batch_size=batch_size,
         logit_diff=logit_diff,
         probability_diff=largest_difference(found.probabilities, expected[1]),
         tolerance_share=tolerance.worst((found.logits, found.probabilities), expected).share,

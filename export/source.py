@@ -201,11 +201,13 @@ def _load_state(data: bytes, path: Path) -> dict[str, Tensor]:
 
 
 def _load_zip(data: bytes) -> Any:
-    entries = read_entries(data)
-    if any(name.endswith("/constants.pkl") or "/code/" in name for name in entries):
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        names = archive.namelist()
+    if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
         raise ValueError(f"it is a TorchScript archive, not a state_dict: {ADVICE}")
-    if any(name.endswith("/archive_format") or "/models/" in name for name in entries):
+    if any(name.endswith("/archive_format") or "/models/" in name for name in names):
         raise ValueError(f"it is a torch.export archive, not a state_dict: {ADVICE}")
+    entries = read_entries(data)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # about the pickle protocol
         return torch.load(io.BytesIO(_with_protocol_2(entries, data)), map_location="cpu", weights_only=True)

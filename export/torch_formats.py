@@ -17,7 +17,7 @@ import torch
 from export.parity import Runner
 from export.source import read_source
 from serve_cli.errors import InputError
-from serve_cli.model_file import parse_contract, read_model, read_entries, stated_hash
+from serve_cli.model_file import parse_contract, read_entries, read_model, stated_hash
 from serve_cli.runtime import CHUNK, Prediction
 from serve_cli.spec import ARTIFACT_FILE, IMAGE_SIZE, INPUT, METADATA_KEY, MODEL_FILES, Contract
 from trainer.model import DeployedModel

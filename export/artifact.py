@@ -14,18 +14,8 @@ import onnx
 import torch
 from onnx import numpy_helper
 
-from export import triton
+from export import onnx_formats, torch_formats, triton
 from export.model_card import model_card
-from export.onnx_formats import (
-    FIRST_INT8_OPSET,
-    FIRST_OPSET,
-    convert_onnx,
-    convert_onnx_int8,
-    embed_in_onnx,
-    onnx_weights,
-    run_onnxruntime,
-    run_reference,
-)
 from export.parity import (
     Parity,
     ParityInputs,
@@ -36,17 +26,7 @@ from export.parity import (
     require_small,
 )
 from export.source import Source
-from export.torch_formats import (
-    convert_pt2,
-    convert_torchscript,
-    embed_in_archive,
-    pt2_weights,
-    run_module,
-    run_pt2,
-    run_torchscript,
-    to_numpy,
-    torchscript_weights,
-)
+from export.torch_formats import run_module, to_numpy
 from serve_cli.errors import CheckFailed, InputError
 from serve_cli.metrics import score
 from serve_cli.runtime import CHUNK
@@ -115,34 +95,39 @@ class Format:
     first_opset: int | None = None
 
 
-ONNX_BACKENDS = {"onnxruntime": run_onnxruntime, "onnx.reference": run_reference}
+ONNX_BACKENDS = {
+    "onnxruntime": onnx_formats.run_onnxruntime,
+    "onnx.reference": onnx_formats.run_reference,
+}
 
 FORMATS = {
     "onnx": Format(
-        convert=lambda model, options: convert_onnx(model, options.opset),
-        embed=embed_in_onnx,
+        convert=lambda model, options: onnx_formats.convert_onnx(model, options.opset),
+        embed=onnx_formats.embed_contract,
         backends=ONNX_BACKENDS,
-        weights=onnx_weights,
-        first_opset=FIRST_OPSET,
+        weights=onnx_formats.weights,
+        first_opset=onnx_formats.FIRST_OPSET,
     ),
     "onnx-int8": Format(
-        convert=lambda model, options: convert_onnx_int8(model, options.opset, options.calibration_images),
-        embed=embed_in_onnx,
+        convert=lambda model, options: onnx_formats.convert_int8(
+            model, options.opset, options.calibration_images
+        ),
+        embed=onnx_formats.embed_contract,
         backends=ONNX_BACKENDS,
         weights=None,
-        first_opset=FIRST_INT8_OPSET,
+        first_opset=onnx_formats.FIRST_INT8_OPSET,
     ),
     "torchscript": Format(
-        convert=lambda model, _: convert_torchscript(model),
-        embed=embed_in_archive,
-        backends={"torch.jit": lambda path: run_torchscript(path.read_bytes())},
-        weights=torchscript_weights,
+        convert=lambda model, _: torch_formats.convert_torchscript(model),
+        embed=torch_formats.embed_contract,
+        backends={"torch.jit": lambda path: torch_formats.run_torchscript(path.read_bytes())},
+        weights=torch_formats.torchscript_weights,
     ),
     "pt2": Format(
-        convert=lambda model, _: convert_pt2(model),
-        embed=embed_in_archive,
-        backends={"torch.export": lambda path: run_pt2(path.read_bytes())},
-        weights=pt2_weights,
+        convert=lambda model, _: torch_formats.convert_pt2(model),
+        embed=torch_formats.embed_contract,
+        backends={"torch.export": lambda path: torch_formats.run_pt2(path.read_bytes())},
+        weights=torch_formats.pt2_weights,
     ),
 }
 """The export formats; names and files are those of the contract."""
@@ -235,12 +220,25 @@ def write_proven(
     Raises:
         CheckFailed: the file differs from PyTorch.
     """
-    kind, model = FORMATS[name], source.model()
-    converted = kind.convert(model, options)
+    kind = FORMATS[name]
+    converted = kind.convert(source.model(), options)
     path.write_bytes(kind.embed(converted, contract))
+    parity = require_proof(name, path, source, inputs)
+    path.write_bytes(kind.embed(converted, dataclasses.replace(contract, parity=parity.statement())))
+    _replay(name, path, inputs)
+    return parity
+
+
+def require_proof(name: str, path: Path, source: Source, inputs: ParityInputs) -> Parity:
+    """Prove the file of the format `name` at `path`.
+
+    Raises:
+        CheckFailed: it differs from PyTorch.
+    """
+    kind = FORMATS[name]
     if kind.weights is not None:
         net = {f"net.{key}": value for key, value in to_numpy(source.net.state_dict()).items()}
-        require_same_weights(path.name, kind.weights(converted), net)
+        require_same_weights(path.name, kind.weights(path.read_bytes()), net)
     backends = {backend: load(path) for backend, load in kind.backends.items()}
     parity = measure(backends, inputs, int8=kind.weights is None)
     if kind.weights is None:
@@ -248,8 +246,6 @@ def write_proven(
         require_small(path.name, path.stat().st_size, layer_sizes(source))
     else:
         parity.require_float(path.name)
-    path.write_bytes(kind.embed(converted, dataclasses.replace(contract, parity=parity.statement())))
-    _replay(name, path, inputs)
     return parity
 
 

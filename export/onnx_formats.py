@@ -62,7 +62,7 @@ def convert_onnx(model: DeployedModel, opset: int) -> bytes:
     return _checked(proto, opset)
 
 
-def convert_onnx_int8(model: DeployedModel, opset: int, images: np.ndarray) -> bytes:
+def convert_int8(model: DeployedModel, opset: int, images: np.ndarray) -> bytes:
     """`model` with 8-bit weights and activations, calibrated on training `images`, uint8 [N, 28, 28].
 
     Both are unsigned: with signed weights, processors without VNNI saturate sums and compute other logits.
@@ -159,7 +159,7 @@ def _checked(proto: onnx.ModelProto, opset: int) -> bytes:
     return data
 
 
-def embed_in_onnx(model: bytes, contract: Contract) -> bytes:
+def embed_contract(model: bytes, contract: Contract) -> bytes:
     """The file with the contract in its metadata, which comes last: the bytes of `model` do not change."""
     metadata = onnx.ModelProto()
     properties = {METADATA_KEY: contract.to_json(), **IMAGE_METADATA, "model_license": contract.license}
@@ -167,7 +167,7 @@ def embed_in_onnx(model: bytes, contract: Contract) -> bytes:
     return model + metadata.SerializeToString(deterministic=True)
 
 
-def onnx_weights(model: bytes) -> Mapping[str, np.ndarray]:
+def weights(model: bytes) -> Mapping[str, np.ndarray]:
     """The constants of the graph by name."""
     graph = onnx.load_model_from_string(model).graph
     return {item.name: numpy_helper.to_array(item) for item in graph.initializer}

@@ -4,6 +4,7 @@ A state_dict is read by torch.load(weights_only=True) or by safetensors, behind 
 never runs. The file is read once: what is hashed is what is loaded.
 """
 
+import dataclasses
 import hashlib
 import io
 import pickletools
@@ -87,43 +88,59 @@ def read_source(path: Path, *, dataset: str | None, mean: float | None, std: flo
     Raises:
         InputError: nothing to export there, damaged, or a setting given that the run already has.
     """
-    if path.is_dir() and (path / run_dir.CONFIG).exists() and not (path / run_dir.REPORT).exists():
-        raise InputError(
-            f"{path} is an unfinished run, it has no {run_dir.REPORT}: "
-            f"finish it with mnist train --resume --output {path}, then export it"
-        )
     weights = path / STATE_DICT if path.is_dir() else path
+    run, is_run = weights.parent, weights.name == STATE_DICT and (weights.parent / run_dir.REPORT).is_file()
+    if path.is_dir() and not is_run:
+        _refuse_unfinished(path, weights)
     if not weights.exists():
         raise InputError(f"no such file: {weights}; name a run directory or a saved state_dict")
-    run = weights.parent
-    if weights.name == STATE_DICT and (run / run_dir.REPORT).is_file():
-        if (dataset, mean, std) != (None, None, None):
-            raise InputError(f"{run} is a run and says its own dataset, mean and std: leave those flags out")
-        return _read_run(run, weights)
-    if path.is_dir():
+    if is_run and (dataset, mean, std) != (None, None, None):
+        raise InputError(f"{run} is a run and says its own dataset, mean and std: leave those flags out")
+    if is_run:
+        config = TrainConfig.read(run / run_dir.CONFIG)
+    else:
+        tutorial = TrainConfig()
+        given = {"dataset": dataset or tutorial.dataset, "mean": mean, "std": std}
+        config = TrainConfig.from_recipe(tutorial.recipe, **given)
+    data = read_bytes(weights)
+    source = Source(
+        folder=run,
+        net=load_net(data, weights),
+        mean=config.mean,
+        std=config.std,
+        dataset=config.dataset,
+        labels=DIGITS,
+        training={},
+        calibration={},
+        state_dict_sha256=hashlib.sha256(data).hexdigest(),
+        data_dir=None,
+    )
+    return _with_report(source, config, weights) if is_run else source
+
+
+def _refuse_unfinished(folder: Path, weights: Path) -> None:
+    if (folder / run_dir.CONFIG).exists():
         raise InputError(
-            f"{path} has no {run_dir.REPORT}, so it is not a finished run: name its {weights.name}"
+            f"{folder} is an unfinished run, it has no {run_dir.REPORT}: "
+            f"finish it with mnist train --resume --output {folder}, then export it"
         )
-    tutorial = TrainConfig()
-    given = {"dataset": dataset or tutorial.dataset, "mean": mean, "std": std}
-    config = TrainConfig.from_recipe(tutorial.recipe, **given)
-    return _source(weights, config, DIGITS, training={}, calibration={}, data_dir=None)
+    if weights.exists():
+        raise InputError(
+            f"{folder} has no {run_dir.REPORT}, so it is not a finished run: name its {weights.name}"
+        )
 
 
-def _read_run(run: Path, weights: Path) -> Source:
-    config = TrainConfig.read(run / run_dir.CONFIG)
-    report = run_dir.read_report(run / run_dir.REPORT)
-    training = {
-        "recipe": config.recipe,
-        "config": config.to_dict(),
-        "dataset": config.dataset,
-        "dataset_sha256": report["dataset"]["train_sha256"],
-    }
+def _with_report(source: Source, config: TrainConfig, weights: Path) -> Source:
+    """The source of a run with what its report.json says.
+
+    Raises:
+        InputError: report.json is damaged, or the weights are not those of the run.
+    """
+    path = source.folder / run_dir.REPORT
+    report = run_dir.read_report(path)
     calibration = report.get("calibration") or {}  # none without held-out images, or in an older run
     if not is_calibration(calibration):
-        raise InputError(f"{run / run_dir.REPORT} holds no calibration of ours: train again")
-    labels = tuple(report["dataset"]["labels"])
-    source = _source(weights, config, labels, training, calibration, run_dir.read_data_dir(run))
+        raise InputError(f"{path} holds no calibration of ours: train again")
     if source.state_dict_sha256 != report["weights_sha256"]:
         raise InputError(
             f"{weights} is not the file that report.json speaks of: train again, or export it alone"
@@ -132,29 +149,18 @@ def _read_run(run: Path, weights: Path) -> Source:
         raise InputError(
             f"{weights} has hidden layers {source.net.hidden}, its config.json says {config.hidden}"
         )
-    return source
-
-
-def _source(
-    weights: Path,
-    config: TrainConfig,
-    labels: tuple[int | str, ...],
-    training: Mapping[str, Any],
-    calibration: Mapping[str, Any],
-    data_dir: Path | None,
-) -> Source:
-    data = read_bytes(weights)
-    return Source(
-        folder=weights.parent,
-        net=load_net(data, weights),
-        mean=config.mean,
-        std=config.std,
-        dataset=config.dataset,
-        labels=labels,
+    training = {
+        "recipe": config.recipe,
+        "config": config.to_dict(),
+        "dataset": config.dataset,
+        "dataset_sha256": report["dataset"]["train_sha256"],
+    }
+    return dataclasses.replace(
+        source,
+        labels=tuple(report["dataset"]["labels"]),
         training=training,
         calibration=calibration,
-        state_dict_sha256=hashlib.sha256(data).hexdigest(),
-        data_dir=data_dir,
+        data_dir=run_dir.read_data_dir(source.folder),
     )
 
 

@@ -66,7 +66,7 @@ def convert_pt2(model: DeployedModel) -> bytes:
     return archive.getvalue()
 
 
-def embed_in_archive(model: bytes, contract: Contract) -> bytes:
+def embed_contract(model: bytes, contract: Contract) -> bytes:
     """The archive with the contract as its extra file, where torch.jit and torch.export look for it.
 
     Entries come in a fixed order, without dates and notes: equal models give equal bytes.

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from onnx import numpy_helper
 
-from export import onnx_formats, torch_formats, triton
+from export import onnx_formats as onnx
+from export import torch_formats as pytorch
+from export import triton
 from export.model_card import model_card
 from export.parity import (
     Parity,
@@ -26,7 +27,7 @@ from export.parity import (
     require_small,
 )
 from export.source import Source
-from export.torch_formats import run_module, to_numpy
+from export.torch_formats import Options, run_module, to_numpy
 from serve_cli.errors import CheckFailed, InputError
 from serve_cli.metrics import score
 from serve_cli.runtime import CHUNK
@@ -72,15 +73,7 @@ OURS = frozenset((*ARTIFACT_FILES, *triton.REPOSITORY_FILES))
 """All files of an artifact directory, in any layout."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What a conversion may need: the ONNX operator set, and training images uint8 [N, 28, 28]."""
-
-    opset: int
-    calibration_images: np.ndarray
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Format:
     """How a model becomes the bytes of a file, how a contract gets into them, and how the file is opened.
 
@@ -95,39 +88,19 @@ class Format:
     first_opset: int | None = None
 
 
-ONNX_BACKENDS = {
-    "onnxruntime": onnx_formats.run_onnxruntime,
-    "onnx.reference": onnx_formats.run_reference,
-}
+ONNX_BACKENDS = {"onnxruntime": onnx.run_onnxruntime, "onnx.reference": onnx.run_reference}
 
 FORMATS = {
-    "onnx": Format(
-        convert=lambda model, options: onnx_formats.convert_onnx(model, options.opset),
-        embed=onnx_formats.embed_contract,
-        backends=ONNX_BACKENDS,
-        weights=onnx_formats.weights,
-        first_opset=onnx_formats.FIRST_OPSET,
-    ),
-    "onnx-int8": Format(
-        convert=lambda model, options: onnx_formats.convert_int8(
-            model, options.opset, options.calibration_images
-        ),
-        embed=onnx_formats.embed_contract,
-        backends=ONNX_BACKENDS,
-        weights=None,
-        first_opset=onnx_formats.FIRST_INT8_OPSET,
-    ),
+    "onnx": Format(onnx.convert_onnx, onnx.embed_contract, ONNX_BACKENDS, onnx.weights, onnx.FIRST_OPSET),
+    "onnx-int8": Format(onnx.convert_int8, onnx.embed_contract, ONNX_BACKENDS, None, onnx.FIRST_INT8_OPSET),
     "torchscript": Format(
-        convert=lambda model, _: torch_formats.convert_torchscript(model),
-        embed=torch_formats.embed_contract,
-        backends={"torch.jit": lambda path: torch_formats.run_torchscript(path.read_bytes())},
-        weights=torch_formats.torchscript_weights,
+        pytorch.convert_torchscript,
+        pytorch.embed_contract,
+        {"torch.jit": pytorch.run_torchscript},
+        pytorch.torchscript_weights,
     ),
     "pt2": Format(
-        convert=lambda model, _: torch_formats.convert_pt2(model),
-        embed=torch_formats.embed_contract,
-        backends={"torch.export": lambda path: torch_formats.run_pt2(path.read_bytes())},
-        weights=torch_formats.pt2_weights,
+        pytorch.convert_pt2, pytorch.embed_contract, {"torch.export": pytorch.run_pt2}, pytorch.pt2_weights
     ),
 }
 """The export formats; names and files are those of the contract."""
@@ -195,11 +168,10 @@ def build_artifact(
 
 
 def _require_opset(formats: Sequence[str], opset: int) -> None:
-    newest = onnx.defs.onnx_opset_version()
     for name in formats:
         first = FORMATS[name].first_opset
-        if first is not None and not first <= opset <= newest:
-            raise InputError(f"--opset is {opset}, {name} takes {first} to {newest}")
+        if first is not None and not first <= opset <= onnx.NEWEST_OPSET:
+            raise InputError(f"--opset is {opset}, {name} takes {first} to {onnx.NEWEST_OPSET}")
 
 
 def parity_inputs(source: Source, dataset: Dataset) -> ParityInputs:

@@ -11,7 +11,7 @@ import torch._dynamo  # the exporter's own import of it would swallow Ctrl-C
 from onnx import numpy_helper
 
 from export.parity import Runner
-from export.torch_formats import EXAMPLE, quiet
+from export.torch_formats import EXAMPLE, Options, quiet
 from serve_cli.errors import InputError
 from serve_cli.onnx_file import Unfit
 from serve_cli.runtime import Prediction, Predictor, open_session
@@ -22,6 +22,7 @@ DEFAULT_OPSET = 20
 FIRST_OPSET = 18
 """Oldest operator set that PyTorch's exporter writes; asked for an older one, it silently writes this one."""
 
+NEWEST_OPSET = onnx.defs.onnx_opset_version()
 FIRST_INT8_OPSET = 19
 """Oldest one whose quantization ONNX's own evaluator knows."""
 
@@ -37,7 +38,7 @@ IMAGE_METADATA = {
 OUTPUT_NAMES = [output["name"] for output in OUTPUTS]
 
 
-def convert_onnx(model: DeployedModel, opset: int) -> bytes:
+def convert_onnx(model: DeployedModel, options: Options) -> bytes:
     """`model` as one ONNX file that holds no local path.
 
     Raises:
@@ -51,7 +52,7 @@ def convert_onnx(model: DeployedModel, opset: int) -> bytes:
             input_names=[INPUT["name"]],
             output_names=OUTPUT_NAMES,
             dynamic_shapes={INPUT["name"]: {0: torch.export.Dim("N")}},
-            opset_version=opset,
+            opset_version=options.opset,
             external_data=False,
             verbose=False,
         )
@@ -59,11 +60,11 @@ def convert_onnx(model: DeployedModel, opset: int) -> bytes:
     proto = program.model_proto
     _strip(proto)
     _denote(proto.graph.input[0])
-    return _checked(proto, opset)
+    return _checked(proto, options.opset)
 
 
-def convert_int8(model: DeployedModel, opset: int, images: np.ndarray) -> bytes:
-    """`model` with 8-bit weights and activations, calibrated on training `images`, uint8 [N, 28, 28].
+def convert_int8(model: DeployedModel, options: Options) -> bytes:
+    """`model` with 8-bit weights and activations, calibrated on training images.
 
     Both are unsigned: with signed weights, processors without VNNI saturate sums and compute other logits.
     The output of a layer stays float until the next layer reads it: that halves the error.
@@ -75,13 +76,14 @@ def convert_int8(model: DeployedModel, opset: int, images: np.ndarray) -> bytes:
 
     class Batches(quantization.CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
         def __init__(self) -> None:
+            images = options.calibration_images
             self.batches = iter(np.array_split(images, -(-len(images) // CALIBRATION_BATCH)))
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             batch = next(self.batches, None)
             return None if batch is None else {INPUT["name"]: batch}
 
-    folded = onnx.load_model_from_string(convert_onnx(_fold_normalization(model), opset))
+    folded = onnx.load_model_from_string(convert_onnx(_fold_normalization(model), options))
     with quiet(), tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "model.onnx")
         quantization.quantize_static(
@@ -97,7 +99,7 @@ def convert_int8(model: DeployedModel, opset: int, images: np.ndarray) -> bytes:
         )
         proto = onnx.load(output)
     _strip(proto)
-    return _checked(proto, opset)
+    return _checked(proto, options.opset)
 
 
 def _fold_normalization(model: DeployedModel) -> DeployedModel:

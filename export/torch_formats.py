@@ -9,7 +9,9 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -32,6 +34,14 @@ NOTES = (".debug_pkl", "/.data/serialization_id")
 """Ends of the names of archive entries that nothing needs: source lines with paths, and their digest."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a conversion may need: the ONNX operator set, and training images uint8 [N, 28, 28]."""
+
+    opset: int
+    calibration_images: np.ndarray
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Suppress the exporters' warnings and logs: users can do nothing about them."""
@@ -45,7 +55,7 @@ def quiet() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def convert_torchscript(model: DeployedModel) -> bytes:
+def convert_torchscript(model: DeployedModel, _options: Options) -> bytes:
     """`model` as a TorchScript archive."""
     archive = io.BytesIO()
     with quiet():
@@ -53,7 +63,7 @@ def convert_torchscript(model: DeployedModel) -> bytes:
     return archive.getvalue()
 
 
-def convert_pt2(model: DeployedModel) -> bytes:
+def convert_pt2(model: DeployedModel, _options: Options) -> bytes:
     """`model` as torch.export's archive."""
     archive = io.BytesIO()
     with quiet():
@@ -100,16 +110,16 @@ def to_numpy(state: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
     return {name: value.detach().numpy() for name, value in state.items()}
 
 
-def run_torchscript(model: bytes) -> Runner:
+def run_torchscript(archive: Path | BinaryIO) -> Runner:
     """Open the archive as any PyTorch program does."""
     with quiet():
-        return run_module(torch.jit.load(io.BytesIO(model), map_location="cpu"))
+        return run_module(torch.jit.load(archive, map_location="cpu"))
 
 
-def run_pt2(model: bytes) -> Runner:
+def run_pt2(archive: Path | BinaryIO) -> Runner:
     """Open the archive as any PyTorch program does."""
     with quiet():
-        return run_module(torch.export.load(io.BytesIO(model)).module())
+        return run_module(torch.export.load(archive).module())
 
 
 def run_module(module: Module) -> Runner:
@@ -153,7 +163,7 @@ class TorchPredictor:
             model = read_model(path)
             contract = parse_contract(model, path)
             self.labels, self.calibration = contract.labels, contract.calibration
-            self._run = RUNNERS[path.suffix](model)
+            self._run = RUNNERS[path.suffix](io.BytesIO(model))
         else:
             source = read_source(path, dataset=None, mean=None, std=None)
             self.labels, self.calibration = source.labels, source.calibration

@@ -1,6 +1,7 @@
 """`mnist export`: what it leaves is proven and explains itself; what fails leaves no trace."""
 
 import dataclasses
+import errno
 import hashlib
 import io
 import json
@@ -395,17 +396,30 @@ def test_a_change_while_the_contract_is_embedded_is_noticed(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ctrl_c_leaves_no_half_file(
-    run_directory: Path, tmp_path: Path, mnist: Mnist, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("stop", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "mnist: interrupted"),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "No space left on device"),
+    ],
+)
+def test_ctrl_c_and_a_full_disk_leave_nothing(
+    run_directory: Path,
+    tmp_path: Path,
+    mnist: Mnist,
+    monkeypatch: pytest.MonkeyPatch,
+    stop: BaseException,
+    code: int,
+    message: str,
 ) -> None:
     def interrupt(data: bytes) -> bytes:
-        raise KeyboardInterrupt
+        raise stop
 
     monkeypatch.setattr(signal, "signal", lambda number, handler: signal.getsignal(number))  # pytest's stay
     spoil(monkeypatch, "torchscript", interrupt)
     result = mnist("export", run_directory, "--format", "torchscript", "--output", tmp_path / "out")
-    assert result.code == 130
-    assert result.err.splitlines()[-1] == "mnist: interrupted"
+    assert result.code == code
+    assert message in result.err.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -441,38 +455,34 @@ def test_an_output_that_cannot_be_written(run_directory: Path, tmp_path: Path, m
     mnist("export", run_directory, "--output", tmp_path / "file" / "out").assert_refused("cannot write to")
 
 
-def test_bad_usage(run_directory: Path, tmp_path: Path, mnist: Mnist) -> None:
-    output = tmp_path / "out"
-    mnist("export", run_directory, "--format", "tflite", "--output", output).assert_refused(
-        "--format is tflite", "onnx"
-    )
-    mnist("export", run_directory, "--opset", "x", "--output", output).assert_refused("--opset", "--help")
-    mnist("export", run_directory, "--colour", "--output", output).assert_refused("--colour", "--help")
-    mnist("export", tmp_path / "nope", "--output", output).assert_refused("no such file", "nope")
-    mnist("export", tmp_path, "--output", output).assert_refused("no such file", "mnist_model.pth")
-    mnist("export", bare(tmp_path), "--dataset", "cifar", "--output", output).assert_refused(
-        "--dataset is cifar"
-    )
-    mnist("export", run_directory, "--layout", "triton").assert_refused("needs --output")
-    mnist("export", run_directory, "--license", "my: own", "--output", output).assert_refused(
-        "--license is 'my: own'"
-    )
-    mnist("export", run_directory, "--layout", "zoo", "--output", output).assert_refused("--layout is zoo")
-    mnist("export", run_directory, "--format", "pt2", "--opset", 20, "--output", output).assert_refused(
-        "--opset is for ONNX"
-    )
-    mnist(
-        "export", run_directory, "--format", "all", "--layout", "triton", "--output", output
-    ).assert_refused("--layout triton takes --format onnx or onnx-int8")
-    both = ("--format", "onnx", "--format", "onnx-int8", "--layout", "triton")
-    mnist("export", run_directory, *both, "--output", output).assert_refused("not onnx, onnx-int8")
-    unknown = ("--format", "onnx", "--format", "tflite")
-    mnist("export", run_directory, *unknown, "--output", output).assert_refused("--format is tflite")
-    for opset in (17, 99):
-        result = mnist("export", run_directory, "--opset", opset, "--output", output)
-        assert result.code == 2
-        assert result.err.splitlines()[-1].startswith(f"mnist: --opset is {opset}, onnx takes 18 to")
-    assert not output.exists()
+BAD_USAGE: list[tuple[list[object], str]] = [
+    (["--format", "tflite"], "--format is tflite, expected one of onnx"),
+    (["--format", "onnx", "--format", "tflite"], "--format is tflite"),
+    (["--opset", "x"], "--opset"),
+    (["--colour"], "--colour"),
+    (["--format", "pt2", "--opset", 20], "--opset is for ONNX"),
+    (["--license", "my: own"], "--license is 'my: own'"),
+    (["--layout", "zoo"], "--layout is zoo"),
+    (["--layout", "triton", "--format", "all"], "--layout triton takes --format onnx or onnx-int8"),
+    (["--layout", "triton", "--format", "onnx", "--format", "onnx-int8"], "not onnx, onnx-int8"),
+    (["--mean", "0.5"], "says its own dataset, mean and std"),
+    (["--opset", 17], "--opset is 17, onnx takes 18 to"),
+    (["--opset", 99], "--opset is 99, onnx takes 18 to"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), BAD_USAGE)
+def test_bad_usage(
+    run_directory: Path, tmp_path: Path, mnist: Mnist, flags: list[object], message: str
+) -> None:
+    mnist("export", run_directory, *flags, "--output", tmp_path / "out").assert_refused(message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_usage_of_a_state_dict(tmp_path: Path, mnist: Mnist) -> None:
+    mnist("export", tmp_path).assert_refused("no such file", "mnist_model.pth")
+    mnist("export", bare(tmp_path), "--dataset", "cifar").assert_refused("--dataset is cifar")
+    mnist("export", bare(tmp_path), "--layout", "triton").assert_refused("needs --output")
 
 
 def test_an_unfinished_run_says_how_to_go_on(run_directory: Path, tmp_path: Path, mnist: Mnist) -> None:

@@ -14,6 +14,7 @@ import torch
 from onnx import numpy_helper
 
 from export.onnx_formats import FIRST_INT8_OPSET, FIRST_OPSET, convert_onnx
+from export.torch_formats import Options
 from serve_cli.errors import InputError
 from serve_cli.onnx_file import OPERATORS, QUANTIZATION, check_graph
 from serve_cli.runtime import Predictor
@@ -96,7 +97,7 @@ def test_an_exporter_that_writes_another_opset_is_noticed(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.onnx, "export", other)
     model = DeployedModel(MLP((4,)), Normalize(0.5, 0.5)).eval()
     with pytest.raises(InputError, match="--opset 21 cannot be written, the exporter made it 20"):
-        convert_onnx(model, 21)
+        convert_onnx(model, Options(opset=21, calibration_images=np.zeros(0, np.uint8)))
 
 
 @pytest.mark.parametrize("file", FILES)

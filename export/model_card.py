@@ -1,10 +1,12 @@
-"""MODEL_CARD.md: what the contract says, in the form that people and model hubs read."""
+"""MODEL_CARD.md: the contract in the form that people and model hubs read."""
 
 from collections.abc import Mapping
+from string import Template
 from typing import Any
 
+from export.parity import MOST_LOST
 from serve_cli.spec import MODEL_FILES, PARITY_FILE, VECTORS, Contract
-from trainer.calibrate import HIGHEST_FLOOR, LOWEST_FLOOR
+from serve_cli.tolerance import FLOAT
 
 _ONNX_USE = """\
 session = onnxruntime.InferenceSession("{file}")
@@ -16,97 +18,132 @@ USES = {
     "torchscript": 'logits, probabilities = torch.jit.load("{file}")(image)  # torch',
     "pt2": 'logits, probabilities = torch.export.load("{file}").module()(image)  # torch',
 }
-"""How a program asks a file of each format."""
+"""How a program runs a file of each format."""
+
+CARD = Template("""\
+---
+license: $license
+library_name: onnx
+pipeline_tag: image-classification
+tags: [mnist, onnx]
+datasets: [$dataset]
+metrics: [accuracy]
+---
+
+# Digit classifier
+
+A $layers multilayer perceptron with $parameters parameters that sorts 28x28 grey pictures into $classes \
+classes: $labels. It reads $accuracy of the test images of $dataset right.
+
+## Files
+
+| File | Format | What it is |
+|---|---|---|
+$files
+
+Each carries the same contract as JSON (`mnist info FILE --json`). `artifact.json` has the SHA-256 of \
+every file, `$vectors/` real digits with PyTorch's outputs; `mnist verify` replays them.
+
+## Input and output
+
+$tensors
+
+Pixels are $polarity. Before the model, $preprocessing (x / 255, minus $mean, divided by $std).
+
+## Use
+
+`image` is uint8 as above, raw: no ToTensor, no Normalize, both are in the model. PyTorch's formats accept \
+floats, too, and then compute nonsense.
+
+```python
+$uses
+```
+
+## Training
+
+$training
+
+## Evaluation
+
+On the $samples test images of $dataset (SHA-256 $dataset_sha256), by PyTorch: accuracy $accuracy (95 % \
+interval $interval), cross-entropy $loss, expected calibration error $calibration_error.
+
+| Label | Images | Precision | Recall | F1 |
+|---|---|---|---|---|
+$rows
+
+## Confidence
+
+$confidence
+
+## Proof
+
+Each file was compared with PyTorch on all test images, float files on edge pictures, too, at batch sizes \
+$batch_sizes, before it was published; `$parity_file` has the differences. Float files: every logit within \
+$absolute + $relative of the row's largest, every weight to the last bit. The 8-bit file: at most \
+$most_lost less accurate. An image whose label is a matter of rounding does not count as another label.
+
+| Format | Engines | Other labels | Accuracy |
+|---|---|---|---|
+$proofs
+
+## Limits
+
+It knows $classes classes and nothing else: letters, several digits at once or any other picture get one \
+of its labels too, often with a high probability. It was measured on the test images above; other pens, \
+cameras and writers differ. Not for decisions about people without a second look.
+""")
 
 
 def model_card(contract: Contract, files: Mapping[str, str]) -> str:
     """The card of an artifact with `files`, by format; Markdown with the head that model hubs look for."""
-    return (
-        "\n\n".join(
-            (
-                _head(contract),
-                "# Digit classifier",
-                _purpose(contract),
-                "## Files",
-                _files(files),
-                "## Input and output",
-                _tensors(contract),
-                "## Use",
-                _use(files),
-                "## Training",
-                _training(contract),
-                "## Evaluation",
-                _evaluation(contract.evaluation),
-                "## Confidence",
-                _confidence(contract.calibration),
-                "## Proof",
-                _proof(contract.parity),
-                "## Limits",
-                _limits(contract),
-            )
-        )
-        + "\n"
+    evaluation = contract.evaluation
+    low, high = evaluation["accuracy_interval"]
+    tensors = (contract.input, *contract.outputs)
+    return CARD.substitute(
+        license=contract.license,
+        layers=contract.model["layers"],
+        parameters=f"{contract.model['parameters']:,}",
+        classes=len(contract.labels),
+        labels=", ".join(map(str, contract.labels)),
+        files="\n".join(f"| `{file}` | {name} | {MODEL_FILES[name].about} |" for name, file in files.items()),
+        vectors=VECTORS,
+        tensors="\n".join(
+            f"- `{tensor['name']}`: {tensor['dtype']} [{', '.join(map(str, tensor['shape']))}]"
+            for tensor in tensors
+        ),
+        polarity=contract.input["polarity"],
+        preprocessing=contract.preprocessing,
+        mean=contract.normalization["mean"],
+        std=contract.normalization["std"],
+        uses="\n\n".join(USES[name].format(file=file) for name, file in files.items()),
+        training=_training(contract),
+        samples=f"{evaluation['samples']:,}",
+        dataset=evaluation["dataset"],
+        dataset_sha256=evaluation["dataset_sha256"],
+        accuracy=f"{evaluation['accuracy']:.2%}",
+        interval=f"{low:.2%} to {high:.2%}",
+        loss=f"{evaluation['loss']:.4f}",
+        calibration_error=f"{evaluation['calibration_error']:.4f}",
+        rows="\n".join(map(_class_row, evaluation["classes"])),
+        confidence=_confidence(contract.calibration),
+        batch_sizes=", ".join(map(str, next(iter(contract.parity.values()))["batch_sizes"])),
+        parity_file=PARITY_FILE,
+        absolute=f"{FLOAT.absolute:g}",
+        relative=f"{FLOAT.relative:g}",
+        most_lost=f"{MOST_LOST:.1%}",
+        proofs="\n".join(
+            f"| {name} | {', '.join(proof['engines'])} | {proof['argmax_flips']} of {proof['samples']:,} "
+            f"| {proof['accuracy']:.2%} |"
+            for name, proof in contract.parity.items()
+        ),
     )
 
 
-def _head(contract: Contract) -> str:
-    return "\n".join(
-        (
-            "---",
-            f"license: {contract.license}",
-            "library_name: onnx",
-            "pipeline_tag: image-classification",
-            "tags: [mnist, onnx]",
-            f"datasets: [{contract.evaluation['dataset']}]",
-            "metrics: [accuracy]",
-            "---",
-        )
-    )
-
-
-def _purpose(contract: Contract) -> str:
-    labels = ", ".join(map(str, contract.labels))
-    return (
-        f"A {contract.model['layers']} multilayer perceptron with {contract.model['parameters']:,} "
-        f"parameters that sorts 28x28 grey pictures into {len(contract.labels)} classes: {labels}. It has "
-        f"{contract.evaluation['accuracy']:.2%} of the test images of {contract.evaluation['dataset']} right."
-    )
-
-
-def _files(files: Mapping[str, str]) -> str:
-    rows = [f"| `{file}` | {name} | {MODEL_FILES[name].about} |" for name, file in files.items()]
-    return "\n".join(("| File | Format | What it is |", "|---|---|---|", *rows)) + (
-        "\n\nEach carries the same contract as JSON (`mnist info FILE --json`). `artifact.json` has the "
-        f"SHA-256 of every file, `{VECTORS}/` real digits with PyTorch's answers; `mnist verify` replays "
-        "them."
-    )
-
-
-def _tensors(contract: Contract) -> str:
-    rows = [_tensor(contract.input), *map(_tensor, contract.outputs)]
-    return (
-        "\n".join(rows)
-        + f"\n\nPixels are {contract.input['polarity']}. Before the model, {contract.preprocessing} "
-        f"(x / 255, minus {contract.normalization['mean']}, divided by {contract.normalization['std']})."
-    )
-
-
-def _use(files: Mapping[str, str]) -> str:
-    calls = "\n\n".join(USES[name].format(file=file) for name, file in files.items())
-    return (
-        "`image` is uint8 as above, raw: no ToTensor, no Normalize, both are in the model. PyTorch's formats "
-        f"do not refuse floats, and answer nonsense to them.\n\n```python\n{calls}\n```"
-    )
-
-
-def _cell(label: int | str) -> str:
-    """A label as text that does not end the cell of a table."""
-    return str(label).replace("|", "\\|")
-
-
-def _tensor(tensor: Mapping[str, Any]) -> str:
-    shape = ", ".join(map(str, tensor["shape"]))
-    return f"- `{tensor['name']}`: {tensor['dtype']} [{shape}]"
+def _class_row(row: Mapping[str, Any]) -> str:
+    label = str(row["label"]).replace("|", "\\|")  # which would end the cell
+    figures = " | ".join(f"{row[name]:.4f}" for name in ("precision", "recall", "f1"))
+    return f"| {label} | {row['support']:,} | {figures} |"
 
 
 def _training(contract: Contract) -> str:
@@ -121,69 +158,20 @@ def _training(contract: Contract) -> str:
     )
 
 
-def _evaluation(evaluation: Mapping[str, Any]) -> str:
-    low, high = evaluation["accuracy_interval"]
-    classes = [
-        f"| {_cell(row['label'])} | {row['support']:,} | {row['precision']:.4f} | {row['recall']:.4f} "
-        f"| {row['f1']:.4f} |"
-        for row in evaluation["classes"]
-    ]
-    return "\n".join(
-        (
-            f"On the {evaluation['samples']:,} test images of {evaluation['dataset']} (SHA-256 "
-            f"{evaluation['dataset_sha256']}), by PyTorch: accuracy {evaluation['accuracy']:.2%} (95 % "
-            f"interval {low:.2%} to {high:.2%}), cross-entropy {evaluation['loss']:.4f}, "
-            f"expected calibration error {evaluation['calibration_error']:.4f}.",
-            "",
-            "| Label | Images | Precision | Recall | F1 |",
-            "|---|---|---|---|---|",
-            *classes,
-        )
-    )
-
-
 def _confidence(calibration: Mapping[str, Any]) -> str:
     if not calibration:
         return (
             "`probabilities` are the softmax of `logits`, not calibrated: no images were held out for it. "
-            "There is no floor below which an answer is 'not sure'."
+            "There is no threshold below which the prediction is 'not sure'."
         )
-    validation, floor = calibration["validation"], calibration["min_confidence"]
+    validation, threshold = calibration["validation"], calibration["min_confidence"]
     return (
         f"`probabilities` are softmax(`logits` / {calibration['temperature']}), computed in the model: this "
         f"temperature has the least cross-entropy on {validation['samples']:,} held-out training images, and "
         "takes their expected calibration error from "
         f"{validation['calibration_error_before']:.4f} to {validation['calibration_error_after']:.4f} (Guo "
-        f"et al. 2017). Below a confidence of {floor} the answer should be 'not sure'. It was chosen on the "
-        f"same images for at most {calibration['error_rate']:.1%} errors among the answers given, from "
-        f"{LOWEST_FLOOR} to {HIGHEST_FLOOR}: it refuses {validation['refused']:.2%} of them, and "
-        f"{validation['errors']:,} of the other answers are wrong. Pictures of another kind differ."
-    )
-
-
-def _proof(parity: Mapping[str, Any]) -> str:
-    rows = [
-        f"| {name} | {', '.join(proof['engines'])} | {proof['tolerance']:g} "
-        f"| {proof['argmax_flips']} of {proof['samples']:,} | {proof['accuracy']:.2%} |"
-        for name, proof in parity.items()
-    ]
-    batch_sizes = ", ".join(map(str, next(iter(parity.values()))["batch_sizes"]))
-    return "\n".join(
-        (
-            "Each file was compared with PyTorch on all test images, float files on edge pictures, too, at "
-            f"batch sizes {batch_sizes}, before it was published; `{PARITY_FILE}` has the differences.",
-            "",
-            "| Format | Engines | Logits within | Other labels | Accuracy |",
-            "|---|---|---|---|---|",
-            *rows,
-        )
-    )
-
-
-def _limits(contract: Contract) -> str:
-    return (
-        f"It knows {len(contract.labels)} classes and nothing else: letters, several digits at once or any "
-        "other picture get one of its labels too, often with a high probability. It was measured on the test "
-        "images above; other pens, cameras and writers differ. Not for decisions about people without a "
-        "second look."
+        f"et al. 2017). Below a confidence of {threshold} the prediction should be 'not sure'. The threshold "
+        f"was chosen on the same images for at most {calibration['error_rate']:.1%} errors among the other "
+        f"predictions: {validation['refused']:.2%} of the images are below it, and {validation['errors']:,} "
+        "of the other predictions are wrong. Other kinds of pictures differ."
     )

@@ -1,5 +1,7 @@
-"""The ONNX formats: write the model, shrink it to 8-bit integers, stamp a contract on it, open it."""
+"""The ONNX formats: convert, quantize to 8 bits, embed the contract, open."""
 
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -7,13 +9,11 @@ import onnx
 import torch
 import torch._dynamo  # the exporter's own import of it would swallow Ctrl-C
 from onnx import numpy_helper
-from onnx.helper import set_model_props
-from onnx.reference import ReferenceEvaluator
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-from export.format import EXAMPLE, Order, Runner, quiet
+from export.parity import Runner
+from export.torch_formats import EXAMPLE, ConversionOptions, quiet
 from serve_cli.errors import InputError
-from serve_cli.onnx_file import DIGEST_KEY, NO_DIGEST, Unfit, digest
+from serve_cli.onnx_file import Unfit
 from serve_cli.runtime import Prediction, Predictor, open_session
 from serve_cli.spec import INPUT, METADATA_KEY, OUTPUTS, Contract
 from trainer.model import MLP, DeployedModel, Normalize
@@ -22,6 +22,7 @@ DEFAULT_OPSET = 20
 FIRST_OPSET = 18
 """Oldest operator set that PyTorch's exporter writes; asked for an older one, it silently writes this one."""
 
+NEWEST_OPSET = onnx.defs.onnx_opset_version()
 FIRST_INT8_OPSET = 19
 """Oldest one whose quantization ONNX's own evaluator knows."""
 
@@ -32,11 +33,13 @@ IMAGE_METADATA = {
     "Image.ColorSpaceGamma": "SRGB",
     "Image.NominalPixelRange": "NominalRange_0_255",
 }
-"""What ONNX itself has to say of an image: https://onnx.ai/onnx/repo-docs/MetadataProps.html"""
+"""ONNX's own words for an image: https://onnx.ai/onnx/repo-docs/MetadataProps.html"""
+
+OUTPUT_NAMES = [output["name"] for output in OUTPUTS]
 
 
-def convert_onnx(model: DeployedModel, path: Path, order: Order) -> None:
-    """Write `model` as one ONNX file that holds no local path.
+def convert_onnx(model: DeployedModel, options: ConversionOptions) -> bytes:
+    """`model` as one ONNX file that holds no local path.
 
     Raises:
         InputError: the exporter cannot write this opset.
@@ -47,9 +50,9 @@ def convert_onnx(model: DeployedModel, path: Path, order: Order) -> None:
             (EXAMPLE,),
             dynamo=True,
             input_names=[INPUT["name"]],
-            output_names=[output["name"] for output in OUTPUTS],
+            output_names=OUTPUT_NAMES,
             dynamic_shapes={INPUT["name"]: {0: torch.export.Dim("N")}},
-            opset_version=order.opset,
+            opset_version=options.opset,
             external_data=False,
             verbose=False,
         )
@@ -57,40 +60,52 @@ def convert_onnx(model: DeployedModel, path: Path, order: Order) -> None:
     proto = program.model_proto
     _strip(proto)
     _denote(proto.graph.input[0])
-    _save(proto, path, order.opset)
+    return _checked(proto, options.opset)
 
 
-def convert_onnx_int8(model: DeployedModel, path: Path, order: Order) -> None:
-    """Write `model` with 8-bit weights and activations, calibrated on `order.calibration`.
+def convert_int8(model: DeployedModel, options: ConversionOptions) -> bytes:
+    """`model` with 8-bit weights and activations, calibrated on training images.
 
-    Both are unsigned: with signed weights, processors without VNNI saturate sums and answer differently.
-    What a layer puts out stays float until the next one reads it: that halves the error.
+    Both are unsigned: with signed weights, processors without VNNI saturate sums and compute other logits.
+    The output of a layer stays float until the next layer reads it: that halves the error.
 
     Raises:
         InputError: the exporter cannot write this opset.
     """
-    convert_onnx(_fold_normalization(model), path, order)
-    with quiet():
-        quantize_static(
-            path,
-            path,
-            _Batches(order.calibration),
-            quant_format=QuantFormat.QDQ,
+    from onnxruntime import quantization  # 0.3 s to import, which the other formats do not need
+
+    class Batches(quantization.CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
+        def __init__(self) -> None:
+            images = options.calibration_images
+            self.batches = iter(np.array_split(images, -(-len(images) // CALIBRATION_BATCH)))
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {INPUT["name"]: batch}
+
+    folded = onnx.load_model_from_string(convert_onnx(_fold_normalization(model), options))
+    with quiet(), tempfile.TemporaryDirectory() as folder:
+        output = Path(folder, "model.onnx")
+        quantization.quantize_static(
+            folded,
+            output,
+            Batches(),
+            quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=["Gemm"],
             per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QUInt8,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QUInt8,
             extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm"]},
         )
-    proto = onnx.load(path)
+        proto = onnx.load(output)
     _strip(proto)
-    _save(proto, path, order.opset)
+    return _checked(proto, options.opset)
 
 
 def _fold_normalization(model: DeployedModel) -> DeployedModel:
-    """The same model, of temperature and all, with mean and std inside its first layer.
+    """The same model with mean and std inside its first layer.
 
-    What the layer then reads, pixels / 255, is exact in 8 bits; normalised pixels are all off by the same
+    Pixels / 255, which the layer then reads, are exact in 8 bits. Normalised pixels are all off by the same
     part of a step, which adds up over 784 of them.
     """
     mean, std = model.normalize.mean.double(), model.normalize.std.double()
@@ -101,18 +116,6 @@ def _fold_normalization(model: DeployedModel) -> DeployedModel:
     net.load_state_dict({**state, **folded})
     temperature = 1.0 if model.temperature is None else model.temperature.item()
     return DeployedModel(net, Normalize(0.0, 1.0), temperature).eval()
-
-
-class _Batches(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
-    """Feeds uint8 images [N, 28, 28] to onnxruntime's calibration."""
-
-    def __init__(self, images: np.ndarray) -> None:
-        self._batches = iter(np.array_split(images, -(-len(images) // CALIBRATION_BATCH)))
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        """The next batch, None after the last."""
-        batch = next(self._batches, None)
-        return None if batch is None else {INPUT["name"]: batch}
 
 
 def _strip(proto: onnx.ModelProto) -> None:
@@ -130,15 +133,15 @@ def _strip(proto: onnx.ModelProto) -> None:
 
 
 def _denote(image: onnx.ValueInfoProto) -> None:
-    """Say in ONNX's own words what the input is: https://onnx.ai/onnx/repo-docs/TypeDenotation.html"""
+    """State in ONNX's own words what the input is: https://onnx.ai/onnx/repo-docs/TypeDenotation.html"""
     image.type.denotation = "IMAGE"
     dimensions = image.type.tensor_type.shape.dim
     for dimension, denotation in zip(dimensions, ("DATA_BATCH", *["DATA_FEATURE"] * 2), strict=True):
         dimension.denotation = denotation
 
 
-def _save(proto: onnx.ModelProto, path: Path, opset: int) -> None:
-    """Write a model whose operator set is the one asked for, and that onnxruntime can run.
+def _checked(proto: onnx.ModelProto, opset: int) -> bytes:
+    """The bytes of a model whose operator set is the one asked for, and that onnxruntime can run.
 
     Raises:
         InputError: it is another one, or onnxruntime does not know it.
@@ -153,38 +156,40 @@ def _save(proto: onnx.ModelProto, path: Path, opset: int) -> None:
     try:
         open_session(data)
     except Unfit as error:
-        raise InputError(f"--opset {opset} cannot be proven, {error}: leave the option out") from error
-    path.write_bytes(data)
+        advice = "" if opset == DEFAULT_OPSET else ": leave the option out"
+        raise InputError(f"--opset {opset} cannot be proven, {error}{advice}") from error
+    return data
 
 
-def stamp_onnx(path: Path, contract: Contract) -> None:
-    """Store the contract in the file's metadata, and the digest of it all."""
-    proto = onnx.load(path)
+def embed_contract(model: bytes, contract: Contract) -> bytes:
+    """The file with the contract in its metadata, which comes last: the bytes of `model` do not change."""
+    metadata = onnx.ModelProto()
     properties = {METADATA_KEY: contract.to_json(), **IMAGE_METADATA, "model_license": contract.license}
-    path.write_bytes(seal(proto, properties))
+    onnx.helper.set_model_props(metadata, properties)
+    return model + metadata.SerializeToString(deterministic=True)
 
 
-def seal(proto: onnx.ModelProto, metadata: dict[str, str]) -> bytes:
-    """The file of a model with `metadata` and, in it, the digest of the whole file."""
-    set_model_props(proto, {**metadata, DIGEST_KEY: NO_DIGEST})
-    data = proto.SerializeToString(deterministic=True)
-    return data.replace(NO_DIGEST.encode(), digest(data).encode())
+def weights(model: bytes) -> Mapping[str, np.ndarray]:
+    """The constants of the graph by name."""
+    graph = onnx.load_model_from_string(model).graph
+    return {item.name: numpy_helper.to_array(item) for item in graph.initializer}
 
 
-def load_onnxruntime(path: Path) -> Runner:
+def run_onnxruntime(path: Path) -> Runner:
     """Open the file with the class that `mnist infer` uses."""
     predictor = Predictor(path)
     return lambda images, batch_size: predictor.predict(images, batch_size=batch_size)
 
 
-def load_reference(path: Path) -> Runner:
+def run_reference(path: Path) -> Runner:
     """Open the file with ONNX's own evaluator, which shares no code with onnxruntime or PyTorch."""
+    from onnx.reference import ReferenceEvaluator
+
     evaluator = ReferenceEvaluator(str(path))
-    names = [output["name"] for output in OUTPUTS]
 
     def run(images: np.ndarray, batch_size: int) -> Prediction:
         starts = range(0, max(len(images), 1), batch_size)
-        parts = [evaluator.run(names, {INPUT["name"]: images[at : at + batch_size]}) for at in starts]
+        parts = [evaluator.run(OUTPUT_NAMES, {INPUT["name"]: images[at : at + batch_size]}) for at in starts]
         logits, probabilities = map(np.concatenate, zip(*parts, strict=True))
         return Prediction(logits, probabilities)
 

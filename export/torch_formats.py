@@ -1,20 +1,31 @@
-"""PyTorch's own formats: write the model, stamp a contract on it, open it.
+"""PyTorch's own formats, TorchScript and torch.export: convert, embed the contract, open.
 
 Both are zip archives of stored files. PyTorch writes notes with local paths into them; they are removed.
 """
 
+import io
+import logging
+import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
 
-from export.format import EXAMPLE, Order, Runner, quiet
-from serve_cli.runtime import Prediction
-from serve_cli.spec import INPUT, METADATA_KEY, Contract
+from export.parity import Runner
+from export.source import read_source
+from serve_cli.errors import InputError
+from serve_cli.model_file import parse_contract, read_entries, read_model, stated_hash
+from serve_cli.runtime import CHUNK, Prediction
+from serve_cli.spec import ARTIFACT_FILE, IMAGE_SIZE, INPUT, METADATA_KEY, MODEL_FILES, Contract
 from trainer.model import DeployedModel
+
+EXAMPLE = torch.zeros(2, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8)
+"""What the exporters trace with: two pictures, for they take a batch of one for a constant."""
 
 Module = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """Maps uint8 [N, 28, 28] to logits and probabilities."""
@@ -23,50 +34,95 @@ NOTES = (".debug_pkl", "/.data/serialization_id")
 """Ends of the names of archive entries that nothing needs: source lines with paths, and their digest."""
 
 
-def convert_torchscript(model: DeployedModel, path: Path, _order: Order) -> None:
-    """Write `model` as a TorchScript archive."""
+@dataclass(frozen=True, kw_only=True)
+class ConversionOptions:
+    """What a conversion may need: the ONNX operator set, and training images uint8 [N, 28, 28]."""
+
+    opset: int
+    calibration_images: np.ndarray
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Suppress the exporters' warnings and logs: users can do nothing about them."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def convert_torchscript(model: DeployedModel, _options: ConversionOptions) -> bytes:
+    """`model` as a TorchScript archive."""
+    archive = io.BytesIO()
     with quiet():
-        torch.jit.save(torch.jit.trace(model, (EXAMPLE,)), path)
+        torch.jit.save(torch.jit.trace(model, (EXAMPLE,)), archive)
+    return archive.getvalue()
 
 
-def convert_pt2(model: DeployedModel, path: Path, _order: Order) -> None:
-    """Write `model` as torch.export's archive."""
+def convert_pt2(model: DeployedModel, _options: ConversionOptions) -> bytes:
+    """`model` as torch.export's archive."""
+    archive = io.BytesIO()
     with quiet():
         program = torch.export.export(
             model, (EXAMPLE,), dynamic_shapes={INPUT["name"]: {0: torch.export.Dim("N")}}
         )
         for node in program.graph.nodes:
             node.meta.pop("stack_trace", None)
-        torch.export.save(program, path)
+        torch.export.save(program, archive)
+    return archive.getvalue()
 
 
-def stamp_archive(path: Path, contract: Contract) -> None:
-    """Store the contract as the archive's extra file, where torch.jit and torch.export look for it.
+def embed_contract(model: bytes, contract: Contract) -> bytes:
+    """The archive with the contract as its extra file, where torch.jit and torch.export look for it.
 
-    The archive is written anew, in a fixed order, without dates and notes: equal models give equal bytes.
+    Entries come in a fixed order, without dates and notes: equal models give equal bytes.
     """
-    with zipfile.ZipFile(path) as archive:
-        entries = {name: archive.read(name) for name in archive.namelist() if not name.endswith(NOTES)}
+    entries = {
+        name: data for name, data in read_entries(model, deflated=True).items() if not name.endswith(NOTES)
+    }
     root = next(iter(entries)).partition("/")[0]
     entries[f"{root}/extra/{METADATA_KEY}.json"] = contract.to_json().encode()
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:
         for name in sorted(entries):
-            archive.writestr(zipfile.ZipInfo(name), entries[name])
+            file.writestr(zipfile.ZipInfo(name), entries[name])
+    return archive.getvalue()
 
 
-def load_torchscript(archive: Path | BinaryIO) -> Runner:
+def torchscript_weights(model: bytes) -> Mapping[str, np.ndarray]:
+    """Weights and buffers of a TorchScript archive by name."""
+    with quiet():
+        return to_numpy(torch.jit.load(io.BytesIO(model), map_location="cpu").state_dict())
+
+
+def pt2_weights(model: bytes) -> Mapping[str, np.ndarray]:
+    """Weights and buffers of a torch.export archive by name."""
+    with quiet():
+        return to_numpy(torch.export.load(io.BytesIO(model)).state_dict)
+
+
+def to_numpy(state: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """A state_dict as arrays."""
+    return {name: value.detach().numpy() for name, value in state.items()}
+
+
+def run_torchscript(archive: Path | BinaryIO) -> Runner:
     """Open the archive as any PyTorch program does."""
     with quiet():
-        return runner(torch.jit.load(archive, map_location="cpu"))
+        return run_module(torch.jit.load(archive, map_location="cpu"))
 
 
-def load_pt2(archive: Path | BinaryIO) -> Runner:
+def run_pt2(archive: Path | BinaryIO) -> Runner:
     """Open the archive as any PyTorch program does."""
     with quiet():
-        return runner(torch.export.load(archive).module())
+        return run_module(torch.export.load(archive).module())
 
 
-def runner(module: Module) -> Runner:
+def run_module(module: Module) -> Runner:
     """Run a module on numpy's arrays, a batch at a time."""
 
     @torch.inference_mode()
@@ -78,3 +134,41 @@ def runner(module: Module) -> Runner:
         return Prediction(logits, probabilities)
 
     return run
+
+
+RUNNERS = {
+    Path(MODEL_FILES["torchscript"].name).suffix: run_torchscript,
+    Path(MODEL_FILES["pt2"].name).suffix: run_pt2,
+}
+
+
+class TorchPredictor:
+    """Predicts with a TorchScript or torch.export file, a run's state_dict, or a bare one.
+
+    The first two are programs and may do anything: they are opened only inside an artifact whose
+    artifact.json has their hash. Who made the artifact is for the user to know.
+
+    Raises:
+        InputError: it cannot be read, or must not be run.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if path.suffix in RUNNERS:
+            if stated_hash(path) is None:
+                raise InputError(
+                    f"{path} is a program that PyTorch would run, and no {ARTIFACT_FILE} beside it vouches "
+                    "for it: name it inside the artifact that it came with"
+                )
+            model = read_model(path)
+            contract = parse_contract(model, path)
+            self.labels, self.calibration = contract.labels, contract.calibration
+            self._run = RUNNERS[path.suffix](io.BytesIO(model))
+        else:
+            source = read_source(path, dataset=None, mean=None, std=None)
+            self.labels, self.calibration = source.labels, source.calibration
+            self._run = run_module(source.model())
+
+    def predict(self, images: np.ndarray, *, batch_size: int = CHUNK) -> Prediction:
+        """Classify uint8 `images` [N, 28, 28], white ink on black; N may be 0."""
+        return self._run(images, batch_size)

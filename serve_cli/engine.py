@@ -40,5 +40,5 @@ def open_engine(path: Path) -> Engine:
     if path.suffix not in TORCH_SUFFIXES:
         return Predictor(path)
     with needs_extra("train", path.name):
-        engine: Engine = importlib.import_module("export.engine").TorchEngine(path)
+        engine: Engine = importlib.import_module("export.torch_formats").TorchPredictor(path)
         return engine

@@ -2,13 +2,15 @@
 
 import hashlib
 import io
-import json
-from collections.abc import Callable, Sequence
+import re
+import struct
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from serve_cli.errors import InputError
-from serve_cli.onnx_file import Unfit, check_digest, read_metadata
+from serve_cli.onnx_file import Unfit, read_metadata
 from serve_cli.regular_file import read_regular
 from serve_cli.spec import (
     ARTIFACT_FILE,
@@ -19,6 +21,8 @@ from serve_cli.spec import (
     MODEL_VERSION,
     ONNX_FORMATS,
     Contract,
+    is_count,
+    read_json,
 )
 
 MAX_BYTES = 64 * 1024**2
@@ -31,6 +35,8 @@ PLACES = (Path(), Path(ARTIFACT_FOLDER), Path(MODEL_VERSION), Path(MODEL_NAME, M
 """Where models lie in an artifact, a run, a model of a Triton repository, such a repository."""
 
 ZIP_MAGIC = b"PK\x03\x04"
+
+SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def find_model(path: Path, names: Sequence[str] = ONNX_FILES) -> Path:
@@ -103,17 +109,21 @@ def read_inventory(folder: Path) -> dict[str, Any]:
     """
     path = folder / ARTIFACT_FILE
     try:
-        inventory: dict[str, Any] = json.loads(read_bytes(path))
+        inventory: dict[str, Any] = read_json(read_bytes(path))
         for file in inventory["files"].values():
-            if not (isinstance(file["sha256"], str) and isinstance(file["bytes"], int)):
-                raise ValueError("a file without hash or size")
-            known = file.get("format", "onnx") in [*MODEL_FILES]
-            if file.keys() - {"sha256", "bytes", "format"} or not known:
-                raise ValueError("a file of an unknown kind")
+            _check_entry(file)
         inventory["contract"]["parity"].items()
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged ({error}): export the model again") from error
     return inventory
+
+
+def _check_entry(file: Mapping[str, Any]) -> None:
+    """Check what artifact.json states of one file: its size, its hash, and the format of a model file."""
+    if not (is_count(file["bytes"]) and SHA256.fullmatch(file["sha256"])):
+        raise ValueError("a file without hash or size")
+    if file.keys() - {"sha256", "bytes", "format"} or file.get("format", "onnx") not in [*MODEL_FILES]:
+        raise ValueError("a file of an unknown kind")
 
 
 def foreign_file(folder: Path, is_ours: Callable[[str], object]) -> str | None:
@@ -153,24 +163,47 @@ def parse_contract(model: bytes, path: Path) -> Contract:
 
 def _onnx_metadata(model: bytes, path: Path) -> str | None:
     try:
-        metadata = read_metadata(model)
-        if METADATA_KEY in metadata:
-            check_digest(model, metadata)
+        return read_metadata(model).get(METADATA_KEY)
     except Unfit as error:
         raise InputError(f"{path} is not a model of ours, {error}: make one with mnist export") from error
-    return metadata.get(METADATA_KEY)
 
 
 def _extra_file(model: bytes, path: Path) -> bytes | None:
     """The contract inside a PyTorch zip archive, where torch.jit.save and torch.export.save put it."""
-    import zipfile  # 4 ms, which an ONNX file does not need
-
     suffix = f"/extra/{METADATA_KEY}.json"
     try:
-        with zipfile.ZipFile(io.BytesIO(model)) as archive:
-            for entry in archive.infolist():
-                if entry.filename.endswith(suffix) and entry.file_size <= len(model):
-                    return archive.read(entry)
-    except Exception as error:  # zlib.error, RuntimeError for encryption, NotImplementedError, ...
+        entries = read_entries(model, deflated=True)
+    except ValueError as error:
         raise InputError(f"{path} is damaged ({error}): export the model again") from error
-    return None
+    return next((data for name, data in entries.items() if name.endswith(suffix)), None)
+
+
+def read_entries(archive: bytes, *, deflated: bool = False) -> dict[str, bytes]:
+    """The entries of a zip archive by name, if PyTorch may have written it: each CRC fits.
+
+    torch.save stores entries as they are, so that none is larger than the file. TorchScript deflates its
+    code, for which `deflated` allows MAX_BYTES. Other methods are refused: zipfile expands bz2 without limit.
+
+    Raises:
+        ValueError: it is no such archive, or is damaged.
+    """
+    import zipfile  # 4 ms, which an ONNX file does not need
+
+    methods = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED} if deflated else {zipfile.ZIP_STORED}
+    try:
+        with zipfile.ZipFile(io.BytesIO(archive)) as file:
+            entries = file.infolist()
+            if not methods.issuperset(entry.compress_type for entry in entries):
+                raise ValueError("an entry in it is compressed as PyTorch never does")
+            if sum(entry.file_size for entry in entries) > (MAX_BYTES if deflated else len(archive)):
+                raise ValueError("its entries claim more bytes than it can have")
+            return {entry.filename: file.read(entry) for entry in entries}
+    except (
+        zipfile.BadZipFile,
+        EOFError,
+        RuntimeError,
+        NotImplementedError,
+        zlib.error,
+        struct.error,
+    ) as error:
+        raise ValueError(str(error) or "an entry is cut off") from error

@@ -6,7 +6,6 @@ it runs no foreign code, reads no other file, and needs memory and time as its o
 known is refused, down to single fields: two readers of one format must not see two models.
 """
 
-import hashlib
 import math
 import re
 import struct
@@ -14,12 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from serve_cli.protobuf import fields
-from serve_cli.spec import CLASSES, IMAGE_SIZE, INPUT, METADATA_KEY, OUTPUTS
-
-DIGEST_KEY = f"{METADATA_KEY}.sha256"
-"""Metadata key of the SHA-256 of the whole file, taken with these 64 digits as zeros."""
-
-NO_DIGEST = "0" * 64
+from serve_cli.spec import CLASSES, IMAGE_SIZE, INPUT, OUTPUTS
 
 FLOAT, UINT8, INT32, INT64 = 1, 2, 6, 7
 ITEM_BYTES = {FLOAT: 4, UINT8: 1, INT32: 4, INT64: 8}
@@ -83,22 +77,6 @@ def read_metadata(model: bytes) -> dict[str, str]:
         return {_text(pair[1]): _text(pair[2]) for pair in pairs}
     except (ValueError, KeyError, TypeError) as error:  # UnicodeDecodeError is a ValueError
         raise Unfit("it is damaged or no ONNX file") from error
-
-
-def digest(model: bytes, found: str = NO_DIGEST) -> str:
-    """SHA-256 of the file, as hex digits, with the digest `found` in it replaced by zeros."""
-    return hashlib.sha256(model.replace(found.encode(), NO_DIGEST.encode())).hexdigest()
-
-
-def check_digest(model: bytes, metadata: Mapping[str, str]) -> None:
-    """Compare the file with the digest that it carries.
-
-    Raises:
-        Unfit: a bit has changed since the export.
-    """
-    found = metadata.get(DIGEST_KEY, "")
-    if len(found) != len(NO_DIGEST) or digest(model, found) != found:
-        raise Unfit("it is damaged: its bytes are not those that were exported")
 
 
 def check_graph(model: bytes) -> None:

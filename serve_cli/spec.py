@@ -6,7 +6,7 @@ This is the only file that both halves read. Its JSON form is stored inside each
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -20,6 +20,12 @@ METADATA_KEY = "mnist_toolkit"
 
 IMAGE_SIZE = 28
 CLASSES = 10
+
+MAX_JSON_BYTES = 1_000_000
+"""Of a contract or an artifact.json; ours have 10 kB."""
+
+MAX_JSON_LEVELS = 20
+"""How deep the objects and lists of such a document may be nested; ours are 6 deep."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,83 @@ PREPROCESSING = (
 )
 
 
+def read_json(text: str | bytes) -> Any:
+    """Parse JSON that came with a model: bounded in size and depth, with finite numbers.
+
+    Raises:
+        ValueError: it is not JSON, or not within these bounds.
+    """
+    if len(text) > MAX_JSON_BYTES:
+        raise ValueError(f"more than {MAX_JSON_BYTES:,} bytes")
+    try:
+        value = json.loads(text, parse_constant=_finite, parse_float=_finite)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+    if not _is_shallow(value, MAX_JSON_LEVELS):
+        raise ValueError(f"nested more than {MAX_JSON_LEVELS} levels deep")
+    return value
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not a finite number")
+    return number
+
+
+def _is_shallow(value: Any, levels: int) -> bool:
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return items is None or (levels > 0 and all(_is_shallow(item, levels - 1) for item in items))
+
+
+def is_number(value: Any) -> bool:
+    """A finite number; true and false are none."""
+    return type(value) in (int, float) and abs(value) < 1e300
+
+
+def is_share(value: Any) -> bool:
+    """A number from 0 to 1."""
+    return is_number(value) and 0 <= value <= 1
+
+
+def is_count(value: Any) -> bool:
+    """A whole number from 0 on that fits into 64 bits."""
+    return type(value) is int and 0 <= value < 2**63
+
+
+def is_text(value: Any) -> bool:
+    """Text that can be written as UTF-8: JSON can hold half a surrogate pair."""
+    return isinstance(value, str) and value.encode(errors="ignore").decode() == value
+
+
+def is_label(value: Any) -> bool:
+    """A whole number or a text."""
+    return is_text(value) or (type(value) is int and is_number(value))
+
+
+def list_of(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """The check of a list whose items all pass `check`."""
+    return lambda value: isinstance(value, list) and all(map(check, value))
+
+
+def object_of(checks: Mapping[str, Callable[[Any], bool]]) -> Callable[[Any], bool]:
+    """The check of an object: a key that is there must pass its check; keys without one may hold anything."""
+    return lambda value: (
+        isinstance(value, dict)
+        and all(key not in value or check(value[key]) for key, check in checks.items())
+    )
+
+
+def is_object(value: Any) -> bool:
+    """A JSON object, whatever it holds."""
+    return isinstance(value, dict)
+
+
+def is_versions(value: Any) -> bool:
+    """An object of texts."""
+    return isinstance(value, dict) and all(map(is_text, value.values()))
+
+
 MEASURED = frozenset(("samples", "refused", "errors", "calibration_error_before", "calibration_error_after"))
 """What a calibration says of the images that it was chosen on."""
 
@@ -107,17 +190,16 @@ def is_calibration(value: Any) -> bool:
     if value == {}:
         return True
     try:
-        shares = (value["min_confidence"], value["error_rate"])
-        numbers = (value["temperature"], *shares, *value["validation"].values())
         return (
             value.keys() == {"temperature", "min_confidence", "error_rate", "validation"}
             and value["validation"].keys() == MEASURED
-            and all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
-            and not any(isinstance(number, bool) for number in numbers)
+            and all(map(is_number, value["validation"].values()))
+            and is_number(value["temperature"])
             and 0.01 <= value["temperature"] <= 100
-            and all(0 <= share <= 1 for share in shares)
+            and is_share(value["min_confidence"])
+            and is_share(value["error_rate"])
         )
-    except (KeyError, TypeError, AttributeError, OverflowError):
+    except AttributeError:  # not an object
         return False
 
 
@@ -129,6 +211,47 @@ def temperature_of(calibration: Mapping[str, Any]) -> float:
 def floor_of(calibration: Mapping[str, Any]) -> float:
     """The confidence, 0 to 1, below which an answer is 'not sure'; 0 without a calibration."""
     return float(calibration.get("min_confidence", 0.0))
+
+
+CHECKS: Mapping[str, Callable[[Any], bool]] = {
+    "labels": lambda value: list_of(is_label)(value) and len(value) == CLASSES,
+    "normalization": object_of({"mean": is_number, "std": is_number}),
+    "model": object_of({"layers": is_text, "parameters": is_count, "state_dict_sha256": is_text}),
+    "training": object_of(
+        {"recipe": is_text, "config": is_object, "dataset": is_text, "dataset_sha256": is_text}
+    ),
+    "calibration": is_calibration,
+    "evaluation": object_of(
+        {
+            **dict.fromkeys(("dataset", "dataset_sha256"), is_text),
+            **dict.fromkeys(("accuracy", "calibration_error", "macro_f1"), is_share),
+            "loss": is_number,
+            "samples": is_count,
+            "accuracy_interval": list_of(is_share),
+            "confusion": list_of(list_of(is_count)),
+            "classes": list_of(
+                object_of(
+                    {
+                        "label": is_label,
+                        "support": is_count,
+                        **dict.fromkeys(("precision", "recall", "f1"), is_share),
+                    }
+                )
+            ),
+        }
+    ),
+    "parity": object_of(
+        {
+            **dict.fromkeys(("samples", "argmax_flips", "edge_flips", "edge_pictures"), is_count),
+            **dict.fromkeys(("agreement", "accuracy", "reference_accuracy"), is_share),
+            "engines": list_of(is_text),
+            "batch_sizes": list_of(is_count),
+        }
+    ),
+    "versions": is_versions,
+    "license": is_text,
+}
+"""What the fields of a contract must be, those aside that are the same in every contract."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,49 +291,32 @@ class Contract:
             InputError: the text is not a contract that this version understands; the field is named.
         """
         try:
-            values = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            values = read_json(text)
+        except ValueError as error:
             raise InputError(
-                f"{source}: its contract is not JSON ({error}); export the model again"
+                f"{source}: its contract cannot be read ({error}); export the model again"
             ) from error
         if not isinstance(values, dict) or values.get("format_version") != FORMAT_VERSION:
             found = values.get("format_version") if isinstance(values, dict) else None
             raise InputError(
-                f"{source}: format_version is {found!r}, this program reads {FORMAT_VERSION}; "
+                f"{source}: format_version is {str(found)[:40]}, this program reads {FORMAT_VERSION}; "
                 "export the model again or install the version that wrote it"
             )
         names = {item.name for item in dataclasses.fields(cls)}
         wrong = sorted(names ^ values.keys())
         if wrong:
             kind = "lacks" if wrong[0] in names else "has an unknown field"
-            raise InputError(f"{source}: its contract {kind} {wrong[0]!r}; export the model again")
-        contract = cls(
-            **{**values, "labels": _labels(values["labels"], source), "outputs": _sequence(values["outputs"])}
-        )
-        for name, expected in (("input", INPUT), ("outputs", OUTPUTS), ("preprocessing", PREPROCESSING)):
-            if getattr(contract, name) != expected:
+            raise InputError(f"{source}: its contract {kind} {wrong[0][:40]!r}; export the model again")
+        expected = {"input": INPUT, "outputs": list(OUTPUTS), "preprocessing": PREPROCESSING}
+        for name, value in expected.items():
+            if values[name] != value:
                 raise InputError(
                     f"{source}: field {name!r} of its contract is not the one this program serves"
                 )
-        for name in ("normalization", "model", "training", "evaluation", "parity", "versions"):
-            if not isinstance(getattr(contract, name), dict):
-                raise InputError(f"{source}: field {name!r} of its contract must be an object")
-        if not is_calibration(contract.calibration):
-            raise InputError(f"{source}: field 'calibration' of its contract is not one that a run leaves")
-        if not isinstance(contract.license, str):
-            raise InputError(f"{source}: field 'license' of its contract must be text")
-        return contract
-
-
-def _labels(value: Any, source: Path) -> tuple[int | str, ...]:
-    if (
-        not isinstance(value, list)
-        or len(value) != CLASSES
-        or not all(isinstance(v, int | str) for v in value)
-    ):
-        raise InputError(f"{source}: field 'labels' of its contract must list {CLASSES} labels")
-    return tuple(value)
-
-
-def _sequence(value: Any) -> tuple[Any, ...]:
-    return tuple(value) if isinstance(value, list) else ()
+        for name, check in CHECKS.items():
+            if not check(values[name]):
+                raise InputError(
+                    f"{source}: field {name!r} of its contract is not what an export writes; "
+                    "export the model again"
+                )
+        return cls(**{**values, "labels": tuple(values["labels"]), "outputs": tuple(values["outputs"])})

@@ -18,7 +18,7 @@ import onnxruntime
 import pytest
 import torch
 
-from export.format import quiet
+from export.torch_formats import quiet
 from serve_cli.spec import BUNDLED_MODEL
 from tests.command import Mnist
 from tests.serve_cli.http.serving import Served, png, serving
@@ -187,8 +187,6 @@ MODELS: dict[str, Case] = {
     "<file> is not a model of ours, it is damaged or no ONNX file: make one with mnist export": lambda shop: [
         *("infer", shop.picture(), "--model", shop.write("model.onnx", "junk"))
     ],
-    "<file> is not a model of ours, it is damaged: its bytes are not those that were exported: make one with "
-    "mnist export": lambda shop: ["info", shop.onnx(b"logits", b"digits")],
     "<file> is not the file that artifact.json speaks of: export the model again": lambda shop: [
         *("infer", shop.picture(), "--model", shop.artifact(model__onnx=b"another"))
     ],
@@ -278,6 +276,10 @@ EXPORT: dict[str, Case] = {
     "<folder> has no report.json, so it is not a finished run: name its mnist_model.pth": lambda shop: [
         *("export", shop.write("mnist_model.pth").parent)
     ],
+    "<folder> is an unfinished run, it has no report.json: finish it with mnist train --resume --output "
+    "<folder>, then export it": lambda shop: ["export", shop.write("run/config.json", "{}").parent],
+    "<file> is refused, it is damaged or not a state_dict: save it with "
+    "torch.save(model.state_dict(), PATH)": lambda shop: ["export", shop.write("saved.pth", b"PK\3\4")],
     "<file> is refused, <reason>, and code in a file is never run: save it again with a current PyTorch: "
     "torch.save(model.state_dict(), PATH)": lambda shop: ["export", shop.write("saved.pth", "junk")],
     "<file> is refused, it holds more than tensors (<class>) and code in a file is never run: save it with "

@@ -1,7 +1,9 @@
 """`mnist export`: what it leaves is proven and explains itself; what fails leaves no trace."""
 
 import dataclasses
+import errno
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -18,16 +20,16 @@ import onnxruntime
 import pytest
 import torch
 
-from export import build
-from export.format import Order
-from export.formats import FORMATS
+from export.artifact import FORMATS
 from export.main import chosen_formats
+from serve_cli import app
+from serve_cli.idx import UBYTE
 from serve_cli.runtime import Predictor
 from serve_cli.spec import ARTIFACT_FILES, MODEL_FILES, VECTOR_OUTPUTS, Contract
 from tests.command import Mnist
 from tests.conftest import CALIBRATION
-from trainer.data import Dataset
-from trainer.model import MLP, DeployedModel
+from trainer.data import MNIST_FILES, Dataset
+from trainer.model import MLP
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -45,10 +47,6 @@ def bare(folder: Path, hidden: tuple[int, ...] = (16,)) -> Path:
     path = folder / "mnist_model.pth"
     torch.save(MLP(hidden).state_dict(), path)
     return path
-
-
-def test_the_table_of_formats_is_the_one_of_the_contract() -> None:
-    assert list(FORMATS) == list(MODEL_FILES)
 
 
 def test_the_artifact_is_whole(artifact: Path, run_directory: Path) -> None:
@@ -76,15 +74,16 @@ def test_parity_is_reported_for_each_format(artifact: Path, mnist5k: Dataset) ->
     assert set(parity) == set(FORMATS)
     for name, proof in parity.items():
         assert proof["max_abs_logit_diff"] > 0  # exactly 0 would mean that nothing was compared
-        assert set(proof["engines"]) == set(FORMATS[name].engines)
+        assert set(proof["engines"]) == set(FORMATS[name].backends)
         assert proof["samples"] == len(mnist5k.test)
-        assert proof["batch_sizes"] == [0, 1, 2, 7, 64, 256]
+        assert proof["batch_sizes"] == [0, 1, 7, 256]
         if name != "onnx-int8":
-            assert proof["max_abs_logit_diff"] <= 1e-4
-            assert (proof["argmax_flips"], proof["edge_flips"], proof["edge_pictures"]) == (0, 0, 8)
-    quantized = parity["onnx-int8"]
-    assert quantized["agreement"] >= 0.998
-    assert abs(quantized["accuracy"] - quantized["reference_accuracy"]) <= 0.001 + 1e-9
+            assert proof["tolerance_share"] <= 1
+            assert (proof["edge_flips"], proof["edge_pictures"]) == (0, 8)
+            assert proof["argmax_flips"] == proof["ties"]
+    int8 = parity["onnx-int8"]
+    assert int8["argmax_flips"] - int8["ties"] <= 10
+    assert int8["reference_accuracy"] - int8["accuracy"] <= 0.003 + 1e-9
     assert (artifact / "model.int8.onnx").stat().st_size <= 130_000
 
 
@@ -93,7 +92,7 @@ def test_each_file_carries_its_own_proof(artifact: Path, mnist: Mnist) -> None:
     for name, file in MODEL_FILES.items():
         contract = json.loads(mnist("info", artifact / file.name, "--json").out)
         assert contract["parity"] == parity[name]
-        assert parity[name]["engines"] == list(FORMATS[name].engines)
+        assert parity[name]["engines"] == list(FORMATS[name].backends)
 
 
 def test_no_file_holds_a_local_path(artifact: Path, run_directory: Path) -> None:
@@ -151,7 +150,7 @@ def test_every_format_has_calibrated_probabilities_and_the_nets_own_logits(
         logits = net((images / 255 - 0.5) / 0.5)
     expected = torch.softmax(logits / CALIBRATION["temperature"], dim=1)
     for name, file in MODEL_FILES.items():
-        for load in FORMATS[name].engines.values():
+        for load in FORMATS[name].backends.values():
             found = load(calibrated / file.name)(images.numpy(), 64)
             own = torch.softmax(torch.tensor(found.logits) / CALIBRATION["temperature"], dim=1)
             np.testing.assert_allclose(found.probabilities, own, atol=1e-6)
@@ -232,7 +231,7 @@ def test_two_formats(calibrated_run: Path, calibrated: Path, tmp_path: Path, mni
 def test_any_batch_size_runs(artifact: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (5, 28, 28), dtype=np.uint8)
     for name, file in MODEL_FILES.items():
-        for load in FORMATS[name].engines.values():
+        for load in FORMATS[name].backends.values():
             for count in (0, 1, 2, 5):
                 assert load(artifact / file.name)(images[:count], 5).logits.shape == (count, 10)
 
@@ -268,9 +267,10 @@ def test_a_bare_state_dict_gets_the_notebooks_normalisation(tmp_path: Path, mnis
     assert contract.model["layers"] == "784-16-10"
     assert contract.training == {}
     assert contract.evaluation["dataset"] == "mnist5k"
-    assert contract.evaluation["accuracy"] < 0.5  # it was never trained
     assert f"test accuracy: {contract.evaluation['accuracy']:.2%}" in result.out
-    assert "warning" not in result.err
+    warning = result.err.splitlines()[-1]  # it was never trained
+    assert warning.startswith("warning: this net reads only ")
+    assert "inverted pixels" in warning
 
 
 @pytest.mark.parametrize(("mean", "warned"), [("0.5", False), ("0.1307", True)])
@@ -282,13 +282,8 @@ def test_a_normalisation_that_reads_worse_is_noticed(
     result = mnist("export", tmp_path / "net.pth", *flags)
     assert result.code == 0
     assert ("warning: with --mean 0.5 --std 0.5 this net reads better" in result.err) == warned
-
-
-def test_another_normalisation_can_be_named(tmp_path: Path, mnist: Mnist) -> None:
-    flags = ("--dataset", "mnist5k", "--mean", "0.1307", "--std", "0.3081")
-    assert mnist("export", bare(tmp_path), *flags, "--output", tmp_path / "out").code == 0
-    contract = Predictor(tmp_path / "out" / "model.onnx").contract
-    assert contract.normalization == {"mean": 0.1307, "std": 0.3081}
+    assert Predictor(tmp_path / "out" / "model.onnx").contract.normalization["mean"] == float(mean)
+    assert "warning: this net reads only" not in result.err
 
 
 @pytest.mark.parametrize("opset", [18, 22])
@@ -302,117 +297,129 @@ def test_the_opset_asked_for_is_in_the_file(tmp_path: Path, mnist: Mnist, opset:
 # What fails the proof is not published, and what stood there stays.
 
 
-def spoil(monkeypatch: pytest.MonkeyPatch, name: str, damage: Callable[[Path], None]) -> None:
+def spoil(monkeypatch: pytest.MonkeyPatch, name: str, damage: Callable[[bytes], bytes]) -> None:
     """Let `damage` change the file of a format between conversion and proof."""
     genuine = FORMATS[name]
 
-    def convert(model: DeployedModel, path: Path, order: Order) -> None:
-        genuine.convert(model, path, order)
-        damage(path)
+    def convert(*arguments: Any) -> bytes:
+        return damage(genuine.convert(*arguments))
 
-    monkeypatch.setitem(build.FORMATS, name, dataclasses.replace(genuine, convert=convert))
+    monkeypatch.setitem(FORMATS, name, dataclasses.replace(genuine, convert=convert))
 
 
-def change_onnx_weight(path: Path) -> None:
-    model = onnx.load(path)
-    weight = next(item for item in model.graph.initializer if "fc3.weight" in item.name)
-    values = onnx.numpy_helper.to_array(weight).copy()
+def change_onnx(constant: str, change: Callable[[np.ndarray], None]) -> Callable[[bytes], bytes]:
+    def damage(data: bytes) -> bytes:
+        model = onnx.load_model_from_string(data)
+        item = next(item for item in model.graph.initializer if item.name == constant)
+        values = np.array(onnx.numpy_helper.to_array(item))
+        change(values)
+        item.CopyFrom(onnx.numpy_helper.from_array(values, item.name))
+        return model.SerializeToString()
+
+    return damage
+
+
+def add_to_first(values: np.ndarray) -> None:
     values[0, 0] += 1e-3
-    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
-    onnx.save(model, path)
 
 
-def change_int8_weights(path: Path) -> None:
-    model = onnx.load(path)
-    scale = next(item for item in model.graph.initializer if item.name == "net.fc3.weight_scale")
-    values = onnx.numpy_helper.to_array(scale).copy()
+def scale(values: np.ndarray) -> None:
     values[:3] *= 1.5
-    scale.CopyFrom(onnx.numpy_helper.from_array(values, scale.name))
-    onnx.save(model, path)
 
 
-def change_pt2_weight(path: Path) -> None:
-    program = torch.export.load(path)
+def change_pt2_weight(data: bytes) -> bytes:
+    program, changed = torch.export.load(io.BytesIO(data)), io.BytesIO()
     with torch.no_grad():
         program.state_dict["net.fc3.weight"][0, 0] += 1e-3
-    torch.export.save(program, path)
+    torch.export.save(program, changed)
+    return changed.getvalue()
 
 
-def change_torchscript_weight(path: Path) -> None:
-    module = torch.jit.load(path)
+def change_torchscript_weight(data: bytes) -> bytes:
+    module, changed = torch.jit.load(io.BytesIO(data)), io.BytesIO()
     with torch.no_grad():
         dict(module.named_parameters())["net.fc3.weight"][0, 0] += 1e-3
-    torch.jit.save(module, path)
+    torch.jit.save(module, changed)
+    return changed.getvalue()
 
 
-DAMAGE = {
-    "onnx": change_onnx_weight,
-    "onnx-int8": change_int8_weights,
-    "torchscript": change_torchscript_weight,
-    "pt2": change_pt2_weight,
-}
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
-@pytest.mark.parametrize("name", DAMAGE)
-def test_a_changed_weight_publishes_nothing(
-    name: str, run_directory: Path, tmp_path: Path, mnist: Mnist, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spoil(monkeypatch, name, DAMAGE[name])
-    result = mnist("export", run_directory, "--format", name, "--output", tmp_path / "out")
-    assert result.code == 1
-    assert result.out == ""
-    last = result.err.splitlines()[-1]
-    assert MODEL_FILES[name].name in last
-    assert "nothing was published" in last
-    assert list(tmp_path.iterdir()) == []
+DAMAGE = [
+    ("onnx", change_onnx("net.fc1.weight", add_to_first)),  # changes no logit by 1e-4
+    ("onnx", change_onnx("normalize.mean", lambda values: values.__iadd__(1e-3))),  # is no weight
+    ("onnx-int8", change_onnx("net.fc3.weight_scale", scale)),
+    ("torchscript", change_torchscript_weight),
+    ("pt2", change_pt2_weight),
+]
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
-@pytest.mark.parametrize("name", DAMAGE)
-def test_a_failed_export_leaves_what_stood_there(
+@pytest.mark.parametrize(("name", "damage"), DAMAGE)
+@pytest.mark.parametrize("over", [False, True], ids=["new", "over another"])
+def test_a_wrong_file_is_not_published_and_what_was_there_stays(
     name: str,
-    run_directory: Path,
+    damage: Callable[[bytes], bytes],
+    over: bool,
+    calibrated_run: Path,
     artifact: Path,
     tmp_path: Path,
     mnist: Mnist,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    shutil.copytree(artifact, tmp_path / "out")
-    before = contents(tmp_path / "out")
-    spoil(monkeypatch, name, DAMAGE[name])
-    result = mnist("export", run_directory, "--format", name, "--output", tmp_path / "out", "--overwrite")
-    assert result.code == 1
-    assert contents(tmp_path / "out") == before
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    output = tmp_path / "out"
+    if over:
+        shutil.copytree(artifact, output)
+    before = contents(tmp_path)
+    spoil(monkeypatch, name, damage)
+    flags = ("--format", name, "--output", output, "--overwrite")
+    result = mnist("export", calibrated_run, *flags)
+    assert (result.code, result.out) == (1, "")
+    last = result.err.splitlines()[-1]
+    assert MODEL_FILES[name].name in last
+    assert contents(tmp_path) == before
+    assert [path.name for path in tmp_path.iterdir()] == (["out"] if over else [])
 
 
-def test_a_change_after_the_first_proof_is_seen_too(
+def test_a_change_while_the_contract_is_embedded_is_noticed(
     run_directory: Path, tmp_path: Path, mnist: Mnist, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """After the proof: the test vectors are replayed on the final file."""
     genuine = FORMATS["onnx"]
+    spoilt = change_onnx("net.fc3.weight", lambda values: values.__iadd__(1e-2))
 
-    def stamp(path: Path, contract: Contract) -> None:
-        if contract.parity:
-            change_onnx_weight(path)
-        genuine.stamp(path, contract)
+    def embed(data: bytes, contract: Contract) -> bytes:
+        return genuine.embed(spoilt(data) if contract.parity else data, contract)
 
-    monkeypatch.setitem(build.FORMATS, "onnx", dataclasses.replace(genuine, stamp=stamp))
-    assert mnist("export", run_directory, "--output", tmp_path / "out").code == 1
+    monkeypatch.setitem(FORMATS, "onnx", dataclasses.replace(genuine, embed=embed))
+    result = mnist("export", run_directory, "--output", tmp_path / "out")
+    assert result.code == 1
+    assert "on the test vectors" in result.err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ctrl_c_leaves_no_half_file(
-    run_directory: Path, tmp_path: Path, mnist: Mnist, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("stop", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "mnist: interrupted"),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "No space left on device"),
+    ],
+)
+def test_ctrl_c_and_a_full_disk_leave_nothing(
+    run_directory: Path,
+    tmp_path: Path,
+    mnist: Mnist,
+    monkeypatch: pytest.MonkeyPatch,
+    stop: BaseException,
+    code: int,
+    message: str,
 ) -> None:
-    def interrupt(path: Path) -> None:
-        raise KeyboardInterrupt
+    def interrupt(data: bytes) -> bytes:
+        raise stop
 
     monkeypatch.setattr(signal, "signal", lambda number, handler: signal.getsignal(number))  # pytest's stay
     spoil(monkeypatch, "torchscript", interrupt)
     result = mnist("export", run_directory, "--format", "torchscript", "--output", tmp_path / "out")
-    assert result.code == 130
-    assert result.err.splitlines()[-1] == "mnist: interrupted"
+    assert result.code == code
+    assert message in result.err.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -439,7 +446,7 @@ def test_an_output_that_exists(run_directory: Path, artifact: Path, tmp_path: Pa
     )
     assert contents(artifact) == before
     (tmp_path / "thesis.txt").write_text("precious")
-    mnist("export", run_directory, "--output", tmp_path, "--overwrite").assert_refused("not ours to replace")
+    mnist("export", run_directory, "--output", tmp_path, "--overwrite").assert_refused("thesis.txt")
     assert (tmp_path / "thesis.txt").read_text() == "precious"
 
 
@@ -448,43 +455,96 @@ def test_an_output_that_cannot_be_written(run_directory: Path, tmp_path: Path, m
     mnist("export", run_directory, "--output", tmp_path / "file" / "out").assert_refused("cannot write to")
 
 
-def test_bad_usage(run_directory: Path, tmp_path: Path, mnist: Mnist) -> None:
-    output = tmp_path / "out"
-    mnist("export", run_directory, "--format", "tflite", "--output", output).assert_refused(
-        "--format is tflite", "onnx"
-    )
-    mnist("export", run_directory, "--opset", "x", "--output", output).assert_refused("--opset", "--help")
-    mnist("export", run_directory, "--colour", "--output", output).assert_refused("--colour", "--help")
-    mnist("export", tmp_path / "nope", "--output", output).assert_refused("no such file", "nope")
-    mnist("export", tmp_path, "--output", output).assert_refused("no such file", "mnist_model.pth")
-    mnist("export", bare(tmp_path), "--dataset", "cifar", "--output", output).assert_refused(
-        "--dataset is cifar"
-    )
-    mnist("export", run_directory, "--layout", "triton").assert_refused("needs --output")
-    mnist("export", run_directory, "--license", "my: own", "--output", output).assert_refused(
-        "--license is 'my: own'"
-    )
-    mnist("export", run_directory, "--layout", "zoo", "--output", output).assert_refused("--layout is zoo")
-    mnist("export", run_directory, "--format", "pt2", "--opset", 20, "--output", output).assert_refused(
-        "--opset is for ONNX"
-    )
-    mnist(
-        "export", run_directory, "--format", "all", "--layout", "triton", "--output", output
-    ).assert_refused("--layout triton takes --format onnx or onnx-int8")
-    both = ("--format", "onnx", "--format", "onnx-int8", "--layout", "triton")
-    mnist("export", run_directory, *both, "--output", output).assert_refused("not onnx, onnx-int8")
-    unknown = ("--format", "onnx", "--format", "tflite")
-    mnist("export", run_directory, *unknown, "--output", output).assert_refused("--format is tflite")
-    for opset in (17, 99):
-        result = mnist("export", run_directory, "--opset", opset, "--output", output)
-        assert result.code == 2
-        assert result.err.splitlines()[-1].startswith(f"mnist: --opset is {opset}, onnx takes 18 to")
-    assert not output.exists()
+BAD_USAGE: list[tuple[list[object], str]] = [
+    (["--format", "tflite"], "--format is tflite, expected one of onnx"),
+    (["--format", "onnx", "--format", "tflite"], "--format is tflite"),
+    (["--opset", "x"], "--opset"),
+    (["--colour"], "--colour"),
+    (["--format", "pt2", "--opset", 20], "--opset is for ONNX"),
+    (["--license", "my: own"], "--license is 'my: own'"),
+    (["--layout", "zoo"], "--layout is zoo"),
+    (["--layout", "triton", "--format", "all"], "--layout triton takes --format onnx or onnx-int8"),
+    (["--layout", "triton", "--format", "onnx", "--format", "onnx-int8"], "not onnx, onnx-int8"),
+    (["--mean", "0.5"], "says its own dataset, mean and std"),
+    (["--opset", 17], "--opset is 17, onnx takes 18 to"),
+    (["--opset", 99], "--opset is 99, onnx takes 18 to"),
+]
 
 
-def test_a_folder_that_is_no_finished_run(tmp_path: Path, mnist: Mnist) -> None:
+@pytest.mark.parametrize(("flags", "message"), BAD_USAGE)
+def test_bad_usage(
+    run_directory: Path, tmp_path: Path, mnist: Mnist, flags: list[object], message: str
+) -> None:
+    mnist("export", run_directory, *flags, "--output", tmp_path / "out").assert_refused(message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_usage_of_a_state_dict(tmp_path: Path, mnist: Mnist) -> None:
+    mnist("export", tmp_path).assert_refused("no such file", "mnist_model.pth")
+    mnist("export", bare(tmp_path), "--dataset", "cifar").assert_refused("--dataset is cifar")
+    mnist("export", bare(tmp_path), "--layout", "triton").assert_refused("needs --output")
+
+
+def test_an_unfinished_run_says_how_to_go_on(run_directory: Path, tmp_path: Path, mnist: Mnist) -> None:
+    shutil.copy(run_directory / "config.json", tmp_path)
+    mnist("export", tmp_path).assert_refused("unfinished run", f"mnist train --resume --output {tmp_path}")
+    (tmp_path / "config.json").unlink()
     bare(tmp_path)
     mnist("export", tmp_path, "--output", tmp_path / "out").assert_refused("not a finished run")
+
+
+def write_idx(folder: Path, dataset: Dataset, count: int, labels: str = "") -> Path:
+    """The first digits of each split as MNIST's four files, with a labels.txt."""
+    folder.mkdir()
+    splits = (dataset.train.take(torch.arange(count)), dataset.test.take(torch.arange(count)))
+    values = [array.numpy().astype(np.uint8) for split in splits for array in (split.images, split.labels)]
+    for name, array in zip(MNIST_FILES, values, strict=True):
+        header = UBYTE + bytes([array.ndim]) + np.array(array.shape, ">u4").tobytes()
+        (folder / name).write_bytes(header + array.tobytes())
+    if labels:
+        (folder / "labels.txt").write_text("\n".join(labels.split()) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lettered(mnist5k: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run on data that is labelled A to J, and the data."""
+    folder = tmp_path_factory.mktemp("lettered")
+    data = write_idx(folder / "data", mnist5k, 600, "A B C D E F G H I J")
+    flags = ["--dataset", "idx", "--data-dir", str(data), "--hidden", "40,30,20"]
+    assert app.find(["train", "--epochs", "2", *flags, "--output", str(folder / "run")])() == 0
+    return folder / "run", data
+
+
+@pytest.mark.parametrize(
+    ("count", "labels", "message"),
+    [(600, "z y x w v u t s r q", "other labels (A, B, C"), (599, "A B C D E F G H I J", "other images")],
+)
+def test_other_data_than_the_runs_is_refused(
+    lettered: tuple[Path, Path],
+    mnist5k: Dataset,
+    tmp_path: Path,
+    mnist: Mnist,
+    count: int,
+    labels: str,
+    message: str,
+) -> None:
+    other = write_idx(tmp_path / "other", mnist5k, count, labels)
+    flags = ("--data-dir", other, "--output", tmp_path / "out")
+    mnist("export", lettered[0], *flags).assert_refused(message, "--data-dir")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_remembers_where_its_data_is(lettered: tuple[Path, Path], tmp_path: Path, mnist: Mnist) -> None:
+    """Local paths are in local.json, and in no file of an artifact."""
+    run, data = Path(shutil.copytree(lettered[0], tmp_path / "run")), lettered[1]
+    (run / "local.json").write_text(json.dumps({"data_dir": str(data)}))
+    assert mnist("export", run, "--output", tmp_path / "out").code == 0
+    contract = Predictor(tmp_path / "out" / "model.onnx").contract
+    assert contract.labels == tuple("ABCDEFGHIJ")
+    assert contract.model["layers"] == "784-40-30-20-10"
+    assert ", ".join("ABCDEFGHIJ") in (tmp_path / "out" / "MODEL_CARD.md").read_text()
+    assert not [path for path in (tmp_path / "out").glob("*.*") if str(data).encode() in path.read_bytes()]
 
 
 @pytest.mark.parametrize("name", ["config.json", "report.json"])

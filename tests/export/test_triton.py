@@ -15,11 +15,9 @@ from export.triton import (
     config_pbtxt,
     labels_txt,
 )
-from serve_cli.runtime import CHUNK, Predictor
-from serve_cli.spec import INPUT, MODEL_NAME, MODEL_VERSION, OUTPUTS
+from serve_cli.spec import MODEL_NAME, MODEL_VERSION
 from tests.command import Mnist
 
-TYPES = {"uint8": schema.TYPE_UINT8, "float32": schema.TYPE_FP32}
 ONNX_TYPES = {"tensor(uint8)": schema.TYPE_UINT8, "tensor(float)": schema.TYPE_FP32}
 
 
@@ -35,11 +33,6 @@ def session(artifact: Path) -> ort.InferenceSession:
 
 def tensors(config: schema.ModelConfig) -> list[tuple[str, int, list[int]]]:
     return [(tensor.name, tensor.data_type, list(tensor.dims)) for tensor in (*config.input, *config.output)]
-
-
-def test_the_names_are_those_that_triton_looks_for() -> None:
-    assert (MODEL_NAME, MODEL_VERSION) == ("mnist", "1")
-    assert (CONFIG_FILE, LABELS_FILE, MODEL_FILE) == ("config.pbtxt", "labels.txt", "model.onnx")
 
 
 def test_every_field_is_the_one_meant(config: schema.ModelConfig) -> None:
@@ -77,22 +70,6 @@ def test_every_field_is_the_one_meant(config: schema.ModelConfig) -> None:
     assert config == expected
 
 
-def test_what_triton_would_refuse_is_not_there(config: schema.ModelConfig) -> None:
-    batching = config.dynamic_batching
-    assert all(0 < size <= config.max_batch_size for size in batching.preferred_batch_size)
-    assert [set(warmup.inputs) for warmup in config.model_warmup] == [
-        {tensor.name for tensor in config.input}
-    ]
-    assert all(1 <= warmup.batch_size <= config.max_batch_size for warmup in config.model_warmup)
-    assert all(tensor.dims for tensor in (*config.input, *config.output))
-
-
-def test_the_tensors_are_the_contracts(config: schema.ModelConfig) -> None:
-    expected = [(value["name"], TYPES[value["dtype"]], value["shape"][1:]) for value in (INPUT, *OUTPUTS)]
-    assert tensors(config) == expected
-    assert config.max_batch_size == CHUNK
-
-
 def test_the_tensors_are_the_graphs(config: schema.ModelConfig, session: ort.InferenceSession) -> None:
     graph = [*session.get_inputs(), *session.get_outputs()]
     assert tensors(config) == [(value.name, ONNX_TYPES[value.type], value.shape[1:]) for value in graph]
@@ -108,15 +85,7 @@ def test_the_graph_takes_each_batch_that_triton_may_make(
         assert [output.shape for output in outputs] == [(size, *output.dims) for output in config.output]
 
 
-def test_a_label_a_line_in_the_order_of_the_classes(artifact: Path, config: schema.ModelConfig) -> None:
-    labels = Predictor(artifact / MODEL_FILE).contract.labels
-    lines = labels_txt(labels).splitlines()
-    assert lines == [str(label) for label in labels]
-    (labelled,) = [output for output in config.output if output.label_filename]
-    assert list(labelled.dims) == [len(lines)]
-
-
-def test_labels_may_be_words() -> None:
+def test_a_label_a_line_in_the_order_of_the_classes() -> None:
     assert labels_txt(("T-shirt/top", "Ankle boot", 7)) == "T-shirt/top\nAnkle boot\n7\n"
 
 

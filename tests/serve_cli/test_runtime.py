@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
-from export.onnx_formats import load_onnxruntime, seal
+from export.onnx_formats import run_onnxruntime
 from serve_cli.errors import InputError
 from serve_cli.runtime import Predictor
 from serve_cli.spec import METADATA_KEY
@@ -100,8 +100,9 @@ def test_a_truncated_model_is_refused(artifact: Path, tmp_path: Path) -> None:
 
 
 def keep(model: onnx.ModelProto, contract: str | None, path: Path) -> Path:
-    """Write a model as somebody would who knows how ours are sealed."""
-    path.write_bytes(seal(model, {} if contract is None else {METADATA_KEY: contract}))
+    """Write a model with `contract` in its metadata."""
+    onnx.helper.set_model_props(model, {} if contract is None else {METADATA_KEY: contract})
+    onnx.save(model, path)
     return path
 
 
@@ -172,7 +173,7 @@ def test_batches_arrive_in_the_size_asked_for(
     monkeypatch.setattr(
         Predictor, "_run", lambda self, images: sizes.append(len(images)) or run(self, images)
     )
-    load_onnxruntime(artifact / "model.onnx")(np.zeros((600, 28, 28), np.uint8), batch_size)
+    run_onnxruntime(artifact / "model.onnx")(np.zeros((600, 28, 28), np.uint8), batch_size)
     assert sizes[0] == 1  # the look at the temperature
     assert set(sizes[1:-1]) == {batch_size}
     assert sum(sizes[1:]) == 600
@@ -192,7 +193,6 @@ def test_a_contract_with_another_temperature_is_refused(calibrated: Path, tmp_pa
     model = onnx.load(calibrated / "model.onnx")
     contract = json.loads({entry.key: entry.value for entry in model.metadata_props}[METADATA_KEY])
     contract["calibration"]["temperature"] *= 1.5
-    path = tmp_path / "model.onnx"
-    path.write_bytes(seal(model, {METADATA_KEY: json.dumps(contract)}))
+    path = keep(model, json.dumps(contract), tmp_path / "model.onnx")
     with pytest.raises(InputError, match="another temperature than its contract"):
         Predictor(path)

@@ -42,7 +42,7 @@ def test_equal_contracts_give_equal_bytes(contract: Contract) -> None:
         ("format_version", 99, "format_version is 99"),
         ("format_version", 1, "format_version is 1, this program reads 2"),
         ("calibration", {"temperature": 1.5}, "'calibration'"),
-        ("calibration", {**CALIBRATION, "min_confidence": float("nan")}, "'calibration'"),
+        ("calibration", {**CALIBRATION, "min_confidence": float("nan")}, "NaN is not a finite number"),
         ("labels", ["a"], "'labels'"),
         ("labels", "0123456789", "'labels'"),
         ("input", {"name": "pixels"}, "'input'"),
@@ -53,6 +53,15 @@ def test_equal_contracts_give_equal_bytes(contract: Contract) -> None:
         ("parity", 5, "'parity'"),
         ("versions", [], "'versions'"),
         ("colour", "red", "unknown field 'colour'"),
+        ("labels", [True, *range(9)], "'labels'"),
+        ("labels", ["\ud800", *range(9)], "'labels'"),
+        ("normalization", {"mean": "0.5"}, "'normalization'"),
+        ("model", {"parameters": -1}, "'model'"),
+        ("training", {"config": 5}, "'training'"),
+        ("evaluation", {"accuracy": 1.5}, "'evaluation'"),
+        ("evaluation", {"classes": [{"recall": "x"}]}, "'evaluation'"),
+        ("parity", {"samples": 1e9}, "'parity'"),
+        ("license", 5, "'license'"),
     ],
 )
 def test_a_wrong_field_is_named(contract: Contract, field: str, value: object, message: str) -> None:
@@ -65,7 +74,20 @@ def test_a_wrong_field_is_named(contract: Contract, field: str, value: object, m
         Contract.from_json(json.dumps(values), SOURCE)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", b"\xff\xfe", "[" * 100_000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        b"\xff\xfe",
+        "[" * 100_000,
+        '{"a":' * 600 + "1" + "}" * 600,
+        '{"a": 1e999}',
+        " " * 10**6 + "{}",
+    ],
+)
 def test_what_is_not_a_contract_is_refused(text: str | bytes) -> None:
     with pytest.raises(InputError, match=r"model\.onnx"):
         Contract.from_json(text, SOURCE)

@@ -1,5 +1,6 @@
 """`mnist verify`: an artifact passes as it is, and fails when a single byte of it is another."""
 
+import functools
 import hashlib
 import json
 import shutil
@@ -10,9 +11,8 @@ import numpy as np
 import onnx
 import pytest
 
-from export.onnx_formats import seal
 from serve_cli.errors import InputError
-from serve_cli.spec import METADATA_KEY, VECTOR_INPUT
+from serve_cli.spec import VECTOR_INPUT
 from serve_cli.verify import read_tensor
 from tests.command import Mnist
 
@@ -99,9 +99,8 @@ def rewrite(folder: Path, change: Callable[[dict], None]) -> None:
 
 
 def replace_model(folder: Path, model: onnx.ModelProto) -> None:
-    """Put another model in place of model.onnx, with the right digest and the right hash in artifact.json."""
-    contract = next(item.value for item in model.metadata_props if item.key == METADATA_KEY)
-    data = seal(model, {METADATA_KEY: contract})
+    """Put another model in place of model.onnx, with the right hash in artifact.json."""
+    data = model.SerializeToString()
     (folder / "model.onnx").write_bytes(data)
     stated = {"format": "onnx", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     rewrite(folder, lambda inventory: inventory["files"].update({"model.onnx": stated}))
@@ -113,12 +112,33 @@ def test_a_model_that_answers_otherwise_fails_though_all_hashes_are_right(copy: 
     assert mnist("verify", copy).code == 0
     bias = next(item for item in model.graph.initializer if item.name == "net.fc3.bias")
     values = onnx.numpy_helper.to_array(bias).copy()
-    values[4] += 2e-4
+    values[4] += 1e-3
     bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
     replace_model(copy, model)
     result = mnist("verify", copy)
     assert result.code == 1
     assert "answers otherwise on this machine" in result.err
+
+
+@pytest.mark.parametrize("tolerance", [float("inf"), 1e9, None])
+def test_the_tolerance_is_ours_whatever_the_artifact_states(
+    copy: Path, mnist: Mnist, tolerance: float | None
+) -> None:
+    """Older artifacts state one, and somebody may have raised it."""
+    model = onnx.load(copy / "model.onnx")
+    bias = next(item for item in model.graph.initializer if item.name == "net.fc3.bias")
+    bias.CopyFrom(onnx.numpy_helper.from_array(np.ones(10, np.float32), bias.name))
+    contract = next(item for item in model.metadata_props if item.key == "mnist_toolkit")
+    stated = json.loads(contract.value)
+    if tolerance is not None:
+        stated["parity"]["tolerance"] = tolerance
+    contract.value = json.dumps(stated)
+    replace_model(copy, model)
+    rewrite(copy, lambda inventory: inventory["contract"]["parity"].update(onnx=stated["parity"]))
+    result = mnist("verify", copy)
+    assert (result.code, result.out) == (2 if tolerance == float("inf") else 1, "")
+    assert len(result.err.splitlines()) == 1
+    assert ("is not a finite number" if result.code == 2 else "answers otherwise") in result.err
 
 
 def test_a_contract_that_was_edited_fails(copy: Path, mnist: Mnist) -> None:
@@ -142,6 +162,9 @@ def test_a_contract_that_was_edited_fails(copy: Path, mnist: Mnist) -> None:
         lambda inventory: inventory["files"]["model.onnx"].update(format=[1]),
         lambda inventory: inventory["files"]["model.onnx"].update(format="tflite"),
         lambda inventory: inventory["files"]["model.onnx"].update(colour="red"),
+        lambda inventory: inventory.update(more=functools.reduce(lambda inner, _: [inner], range(600), 0)),
+        lambda inventory: inventory.update(more=float("nan")),
+        lambda inventory: inventory.update(more="x" * 1_000_000),
     ],
 )
 def test_a_damaged_inventory_is_bad_input(copy: Path, mnist: Mnist, change: Callable[[dict], None]) -> None:

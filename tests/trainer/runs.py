@@ -44,7 +44,7 @@ def finish(
 
 @contextlib.contextmanager
 def started(command: Sequence[object]) -> Iterator["subprocess.Popen[str]"]:
-    """Start a training; its first epoch is over when the block begins, and it is killed when the block ends."""
+    """Start a training; the block begins after its first epoch, and its end kills it."""
     with subprocess.Popen(
         [str(word) for word in command],
         stdout=subprocess.PIPE,
@@ -85,7 +85,7 @@ def checkpoint_steps(run: Path) -> list[int]:
 
 
 def step_losses(run: Path) -> np.ndarray:
-    """The mean loss of each step of the last two epochs, from the checkpoints at their ends, float64 [steps]."""
+    """The mean loss of each step of the last two epochs, from their checkpoints, float64 [steps]."""
     samples = report(run)["train"]["samples"]
     losses = []
     for path in reversed(checkpoint.find(run / "checkpoints")):

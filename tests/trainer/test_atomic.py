@@ -56,12 +56,10 @@ def test_a_failure_inside_the_block_changes_nothing(
 ) -> None:
     final = tmp_path / "final"
     for overwrite in (False, True):
-        with (
-            pytest.raises(expected) as caught,
-            atomic_folder(final, ours=OURS, overwrite=overwrite) as folder,
-        ):
-            (folder / FILE).write_text("half")
-            raise raised
+        with pytest.raises(expected) as caught:  # noqa: PT012, SIM117
+            with atomic_folder(final, ours=OURS, overwrite=overwrite) as folder:
+                (folder / FILE).write_text("half")
+                raise raised
         assert expected is not MnistError or "No space left on device" in str(caught.value)
         if not overwrite:
             assert list(tmp_path.iterdir()) == []

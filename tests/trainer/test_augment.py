@@ -37,11 +37,6 @@ def test_the_random_numbers_depend_on_seed_and_step_alone_and_fill_their_range(d
     assert (neighbours - torch.eye(2 * columns)).abs().max() < 0.09  # standard error 0.016
 
 
-def test_outliers_and_distortions_have_numbers_of_their_own() -> None:
-    distortions = (draw_distortions(1, 3, 7)[0, :OUTLIER_COLUMNS] + 1) / 2
-    assert not torch.isclose(draw_outliers(1, 3, 7)[0], distortions, atol=1e-5).any()
-
-
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_processes_distort_their_samples_as_one_process_would(mnist5k: Dataset, processes: int) -> None:
     images, numbers = mnist5k.train.images[:50], draw_distortions(50, 0, 1)
@@ -63,11 +58,6 @@ def test_strength_scales_the_distortion_from_nothing(mnist5k: Dataset) -> None:
     assert changes == sorted(changes)
     assert changes[-1] > 10
     assert torch.equal(images, before)
-
-
-def test_an_empty_batch_stays_empty() -> None:
-    result = distort(torch.zeros(0, 28, 28, dtype=torch.uint8), draw_distortions(0, 0, 1), 1.0)
-    assert (result.shape, result.dtype) == ((0, 28, 28), torch.float32)
 
 
 def test_digits_keep_their_ink_and_their_place(mnist5k: Dataset) -> None:
@@ -93,12 +83,9 @@ def dot(row: int, column: int) -> Tensor:
     return image
 
 
-@pytest.mark.parametrize("extreme", [False, True])
-def test_no_distortion_mirrors(extreme: bool) -> None:
-    numbers = draw_distortions(500, 0, 1)
-    if extreme:
-        numbers = numbers.sign()  # every distortion at one of its ends
-        numbers[:, 0] = 1
+def test_no_distortion_mirrors() -> None:
+    numbers = draw_distortions(500, 0, 1).sign()  # every distortion at one of its ends
+    numbers[:, 0] = 1
     corner, right, below = (
         centres(distort(dot(*at).expand(500, -1, -1), numbers, 1.0)) for at in ((9, 9), (9, 18), (18, 9))
     )

@@ -1,6 +1,5 @@
 """A checkpoint is whole or it is none: every bit, every length, every name."""
 
-import json
 import os
 import subprocess
 import sys
@@ -138,10 +137,6 @@ def test_foreign_entries_and_times_do_not_matter(folder: Path) -> None:
     assert (found.step, skipped) == (2, [])
 
 
-def test_without_any_there_is_none(tmp_path: Path) -> None:
-    assert latest(tmp_path) == latest(tmp_path / "nowhere") == (None, None, [])
-
-
 def test_the_two_newest_are_kept_and_steps_are_compared_as_numbers(tmp_path: Path) -> None:
     for step in (1, 99_999_999, 100_000_000):
         save(tmp_path, example(step))
@@ -217,12 +212,3 @@ def test_a_limit_on_the_size_of_files_leaves_what_was_there(folder: Path) -> Non
     assert result.stdout == "File too large\n", result
     assert [checkpoint.step_of(path) for path in sorted(folder.iterdir())] == [1, 2]
     assert latest_step(folder) == 2
-
-
-def test_the_metadata_is_json_that_other_programs_can_read(folder: Path) -> None:
-    from safetensors import safe_open
-
-    with safe_open(find(folder)[0], "np") as file:
-        state = json.loads(file.metadata()["state"])
-        assert set(file.keys()) == {"net.fc1.weight", "losses"}
-    assert state["epochs"] == [{"step": 2}]

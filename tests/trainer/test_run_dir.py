@@ -63,16 +63,6 @@ def replaced(output: Path) -> Path:
     return output.with_name(".run.replaced")
 
 
-def test_a_new_run(tmp_path: Path) -> None:
-    output = tmp_path / "deep" / "run"
-    with open_run(output, overwrite=False, resume=False) as status:
-        assert status is RunStatus.EMPTY
-        begin(output, {"seed": 1}, None)
-        save(output, 1)
-    (path,) = checkpoint.find(output / "checkpoints")
-    assert set(content(output)) == {"config.json", "local.json", f"checkpoints/{path.name}"}
-
-
 @pytest.mark.parametrize("resume", [True, False])
 @pytest.mark.parametrize("is_new", [True, False])
 def test_a_run_that_fails_before_its_first_checkpoint_leaves_nothing(
@@ -87,35 +77,6 @@ def test_a_run_that_fails_before_its_first_checkpoint_leaves_nothing(
             raise RuntimeError
         assert output.exists() is not is_new
         assert is_new or content(output) == {}
-
-
-@pytest.mark.parametrize(
-    ("finished", "ways"),
-    [
-        (True, "a finished run: replace it with --overwrite"),
-        (False, "an unfinished run: go on with --resume"),
-    ],
-)
-def test_a_run_is_not_trained_over(output: Path, finished: bool, ways: str) -> None:
-    make(output, 1, finished=finished)
-    before = content(output)
-    with pytest.raises(InputError, match=ways), open_run(output, overwrite=False, resume=False):
-        pass
-    assert content(output) == before
-
-
-def test_a_run_is_finished_when_it_has_report_and_weights(output: Path) -> None:
-    def status() -> RunStatus:
-        with open_run(output, overwrite=False, resume=True) as found:
-            return found
-
-    assert status() is RunStatus.EMPTY
-    make(output, 1, finished=False)
-    assert status() is RunStatus.UNFINISHED
-    finish(output, 1)
-    assert status() is RunStatus.FINISHED
-    (output / "mnist_model.pth").unlink()
-    assert status() is RunStatus.UNFINISHED
 
 
 def test_overwrite_keeps_the_old_run_until_the_new_one_is_finished(output: Path, replaced: Path) -> None:
@@ -234,32 +195,6 @@ def test_a_kill_at_any_rename_of_an_overwrite_loses_nothing(
         "both",
         "new",
     ]
-
-
-def test_two_runs_do_not_share_a_directory(output: Path) -> None:
-    program = (
-        "import sys, pathlib\n"
-        "from trainer.run_dir import open_run\n"
-        "with open_run(pathlib.Path(sys.argv[1]), overwrite=False, resume=False):\n"
-        "    print('in', flush=True)\n"
-        "    sys.stdin.read()\n"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", program, output], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as first:
-        assert first.stdout is not None
-        assert first.stdin is not None
-        assert first.stdout.readline() == b"in\n"
-        for resume, overwrite in ((True, False), (False, True), (False, False)):
-            with (
-                pytest.raises(InputError, match=f"process {first.pid} trains into .*run"),
-                open_run(output, overwrite=overwrite, resume=resume),
-            ):
-                pass
-        assert (output / ".lock").exists()
-        first.stdin.close()
-        assert first.wait(timeout=10) == 0
-    assert not output.exists()
 
 
 @pytest.mark.parametrize("overwrite", [True, False])

@@ -1,4 +1,4 @@
-"""Every format can be asked, and says the same; a program that nobody vouches for is not opened."""
+"""Every format predicts the same; a program without a hash in an artifact.json is not opened."""
 
 import json
 import shutil
@@ -11,24 +11,13 @@ import torch
 
 from serve_cli.engine import open_engine
 from serve_cli.errors import InputError
-from serve_cli.idx import UBYTE
 from serve_cli.runtime import Predictor
 from serve_cli.spec import MODEL_FILES
 from tests.command import Mnist
-from trainer.data import MNIST_FILES, Dataset
+from tests.export.test_export import write_idx
+from trainer.data import Dataset
 
 PROGRAMS = ("model.torchscript.pt", "model.pt2")
-
-
-def write_idx(folder: Path, dataset: Dataset, count: int) -> Path:
-    """The first digits of each split as MNIST's four files."""
-    folder.mkdir()
-    splits = (dataset.train.take(torch.arange(count)), dataset.test.take(torch.arange(count)))
-    values = [array.numpy().astype(np.uint8) for split in splits for array in (split.images, split.labels)]
-    for name, array in zip(MNIST_FILES, values, strict=True):
-        header = UBYTE + bytes([array.ndim]) + np.array(array.shape, ">u4").tobytes()
-        (folder / name).write_bytes(header + array.tobytes())
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +83,6 @@ def test_the_contract_lies_where_pytorch_looks_for_it(name: str, artifact: Path)
     assert json.loads(found["mnist_toolkit.json"])["labels"] == list(range(10))
 
 
-# What is exported need not be a run of the tutorial's net on digits.
-
-
 def test_a_safetensors_file_is_exported_as_a_state_dict_is(
     artifact: Path, run_directory: Path, digits: Path, tmp_path: Path, mnist: Mnist
 ) -> None:
@@ -111,34 +97,3 @@ def test_a_safetensors_file_is_exported_as_a_state_dict_is(
     np.testing.assert_array_equal(ours.logits, theirs.logits)
     report = json.loads(mnist("evaluate", tmp_path / "net.safetensors", "--data", digits, "--json").out)
     assert report["accuracy"] > 0.8
-
-
-@pytest.mark.parametrize("hidden", ["300", "40,30,20,10"])
-def test_other_nets_and_other_labels(hidden: str, mnist5k: Dataset, tmp_path: Path, mnist: Mnist) -> None:
-    data = write_idx(tmp_path / "data", mnist5k, 600)
-    names = ["null", "eins", "zwei", "drei", "vier", "f\u00fcnf", "sechs", "sieben", "acht", "neun | 9"]
-    (data / "labels.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
-    flags = ("--dataset", "idx", "--data-dir", data, "--hidden", hidden, "--output", tmp_path / "run")
-    assert mnist("train", "--epochs", "2", *flags).code == 0
-    artifact = tmp_path / "run" / "artifact"
-    for name in ("onnx", "torchscript", "pt2"):
-        command = ("export", tmp_path / "run", "--format", name, "--data-dir", data, "--overwrite")
-        result = mnist(*command)
-        assert result.code == 0, result.err
-        assert mnist("verify", artifact).code == 0
-        contract = json.loads(mnist("info", artifact / MODEL_FILES[name].name, "--json").out)
-        assert contract["labels"] == names
-        assert contract["model"]["layers"] == "784-" + hidden.replace(",", "-") + "-10"
-    card = (artifact / "MODEL_CARD.md").read_text(encoding="utf-8")
-    assert ", ".join(names) in card
-    assert "`model.pt2`" in card
-    assert "`model.onnx`" not in card
-    assert "| neun \\| 9 |" in card
-    report = mnist("evaluate", artifact / "model.pt2", "--data", data).out
-    assert "5 f\u00fcnf" in report
-    command = ("export", tmp_path / "run", "--layout", "triton", "--data-dir", data)
-    assert mnist(*command, "--output", tmp_path / "repository").code == 0
-    assert (tmp_path / "repository" / "mnist" / "labels.txt").read_text(encoding="utf-8").split("\n") == [
-        *names,
-        "",
-    ]

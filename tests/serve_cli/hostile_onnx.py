@@ -1,17 +1,10 @@
-"""Hostile ONNX files, made from a genuine, calibrated one; sealed as by somebody who knows how."""
+"""Hostile changes to the graph of a genuine, calibrated ONNX file."""
 
-import json
-import random
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-
-from export.onnx_formats import seal
-from serve_cli.spec import METADATA_KEY
-from tests.export.hostile import File
 
 Change = Callable[[onnx.GraphProto], object]
 
@@ -238,108 +231,3 @@ HOSTILE_GRAPHS: dict[str, tuple[Change, str]] = {
     ),
 }
 """What somebody may do to a graph of ours, and what is then said of it."""
-
-
-def onnx_files(genuine: bytes) -> Iterator[File]:
-    """All hostile files made of a `genuine`, calibrated one."""
-    contract = {item.key: item.value for item in onnx.load_from_string(genuine).metadata_props}[METADATA_KEY]
-    for name, (change, _) in HOSTILE_GRAPHS.items():
-        model = onnx.load_from_string(genuine)
-        change(model.graph)
-        yield f"onnx/{name}", seal(model, {METADATA_KEY: contract})
-    for name, location in EXTERNAL.items():
-        yield f"onnx/external data, {name}", _external(genuine, contract, location)
-    for name, alter in OTHER_MODELS.items():
-        model = onnx.load_from_string(genuine)
-        alter(model)
-        yield f"onnx/{name}", seal(model, {METADATA_KEY: contract})
-    for name, text in _contracts(contract):
-        yield f"onnx/contract with {name}", seal(onnx.load_from_string(genuine), {METADATA_KEY: text})
-    yield "onnx/no contract", seal(onnx.load_from_string(genuine), {})
-    yield "onnx/no digest", onnx.load_from_string(genuine).SerializeToString().replace(b".sha256", b".sha257")
-    draw = random.Random(784)
-    for length in draw.sample(range(len(genuine)), 60):
-        yield f"onnx/cut to {length}", genuine[:length]
-    for position in draw.sample(range(len(genuine)), 150):
-        flipped = bytearray(genuine)
-        flipped[position] ^= 1 << draw.randrange(8)
-        yield f"onnx/flip of byte {position}", bytes(flipped)
-
-
-EXTERNAL = {
-    "a file above": {"location": "../../etc/passwd"},
-    "an absolute path": {"location": "/etc/passwd"},
-    "a device": {"location": "/dev/zero", "length": str(10**15)},
-    "itself": {"location": "model.onnx"},
-    "no location": {"length": "10"},
-}
-
-
-def _external(genuine: bytes, contract: str, place: dict[str, str]) -> bytes:
-    model = onnx.load_from_string(genuine)
-    weight = model.graph.initializer[0]
-    weight.ClearField("raw_data")
-    weight.data_location = TensorProto.EXTERNAL
-    for key, value in place.items():
-        weight.external_data.add(key=key, value=value)
-    return seal(model, {METADATA_KEY: contract})
-
-
-def _weight(model: onnx.ModelProto) -> onnx.TensorProto:
-    return next(item for item in model.graph.initializer if len(item.dims) == 2)
-
-
-OTHER_MODELS: dict[str, Callable[[onnx.ModelProto], object]] = {
-    "another input name": lambda model: setattr(model.graph.input[0], "name", "pixels"),
-    "another input type": lambda model: setattr(
-        model.graph.input[0].type.tensor_type, "elem_type", TensorProto.FLOAT
-    ),
-    "another input size": lambda model: setattr(
-        model.graph.input[0].type.tensor_type.shape.dim[1], "dim_value", 29
-    ),
-    "a fixed batch": lambda model: setattr(
-        model.graph.input[0].type.tensor_type.shape.dim[0], "dim_value", 1
-    ),
-    "no image": lambda model: model.graph.ClearField("input"),
-    "no answer": lambda model: model.graph.ClearField("output"),
-    "one output": lambda model: model.graph.output.pop(),
-    "another output name": lambda model: setattr(model.graph.output[0], "name", "scores"),
-    "an operator set of the future": lambda model: setattr(model.opset_import[0], "version", 999),
-    "an operator set of the past": lambda model: setattr(model.opset_import[0], "version", 1),
-    "no operator set": lambda model: model.ClearField("opset_import"),
-    "an IR of the future": lambda model: setattr(model, "ir_version", 999),
-    "a function": lambda model: model.functions.add(name="Relu", domain=""),
-    "training": lambda model: model.training_info.add(),
-    "no graph": lambda model: model.ClearField("graph"),
-    "no nodes": lambda model: model.graph.ClearField("node"),
-    "numbers that are not there": lambda model: _weight(model).ClearField("raw_data"),
-    "an absurd size": lambda model: _weight(model).dims.__setitem__(0, 2**40),
-    "a negative size": lambda model: _weight(model).dims.__setitem__(0, -1),
-    "sizes whose product overflows": lambda model: _weight(model).dims.extend([2**31, 2**31, 4]),
-    "weights of text": lambda model: setattr(_weight(model), "data_type", TensorProto.STRING),
-    "a temperature of integers": lambda model: by(2, dtype=np.int32)(model.graph),
-    "weights of no type": lambda model: setattr(_weight(model), "data_type", 99),
-}
-"""What is wrong outside of the chain of operators."""
-
-
-def _contracts(genuine: str) -> Iterator[tuple[str, str]]:
-    """Contracts that no export writes, by what is wrong."""
-    values: dict[str, Any] = json.loads(genuine)
-    for field in values:
-        yield f"no {field}", json.dumps({key: value for key, value in values.items() if key != field})
-        for wrong in (None, 5, [], "x"):
-            if not (isinstance(values[field], str) and wrong == "x") or field == "preprocessing":
-                yield f"{field} {wrong!r}", json.dumps({**values, field: wrong})
-    yield "another field", json.dumps({**values, "colour": "red"})
-    yield (
-        "another polarity",
-        json.dumps({**values, "input": {**values["input"], "polarity": "black on white"}}),
-    )
-    for wrong in ({"temperature": 0}, {"min_confidence": "x"}, {"min_confidence": 2}, {"validation": {}}):
-        calibration = {**values["calibration"], **wrong}
-        yield f"calibration {wrong!r}", json.dumps({**values, "calibration": calibration})
-    yield "nine labels", json.dumps({**values, "labels": values["labels"][:9]})
-    yield "nested labels", json.dumps({**values, "labels": [[label] for label in values["labels"]]})
-    yield from {"nothing": "", "a list": "[]", "null": "null", "half": genuine[:99]}.items()
-    yield "many levels", "[" * 100_000

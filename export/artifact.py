@@ -1,0 +1,360 @@
+"""Build an artifact directory: stage, convert, prove, publish."""
+
+import dataclasses
+import hashlib
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from onnx import numpy_helper
+
+from export import onnx_formats as onnx
+from export import torch_formats as pytorch
+from export import triton
+from export.model_card import model_card
+from export.parity import (
+    Parity,
+    ParityInputs,
+    Runner,
+    edge_pictures,
+    measure,
+    require_same_weights,
+    require_small,
+)
+from export.source import Source
+from export.torch_formats import ConversionOptions, run_module, to_numpy
+from serve_cli.errors import CheckFailed, InputError
+from serve_cli.metrics import score
+from serve_cli.runtime import CHUNK
+from serve_cli.spec import (
+    ARTIFACT_FILE,
+    ARTIFACT_FILES,
+    INPUT,
+    MODEL_CARD,
+    MODEL_FILES,
+    MODEL_NAME,
+    OUTPUTS,
+    PARITY_FILE,
+    TRITON_FILE,
+    VECTOR_INPUT,
+    VECTOR_OUTPUTS,
+    Contract,
+    temperature_of,
+)
+from serve_cli.tolerance import TOLERANCES
+from serve_cli.verify import verify_artifact
+from trainer.atomic import atomic_folder
+from trainer.data import Dataset, Split, load_dataset
+from trainer.model import DeployedModel, Normalize
+from trainer.run_dir import json_bytes
+
+CALIBRATION_IMAGES = 10_000
+"""Training images that set the ranges of the 8-bit format; with 2,000 the error is twice as large."""
+
+CHECK_IMAGES = 5_000
+"""Training images on which the usual normalisations are compared."""
+
+USUAL_NORMALIZATIONS = ((0.5, 0.5), (0.1307, 0.3081), (0.0, 1.0))
+"""Mean and std in tutorials: the notebook's, those of MNIST's pixels, none."""
+
+CLEARLY, TRAINED, POOR = 0.01, 0.5, 0.8
+"""Of a bare net: how much better (0 to 1) than the given one, and how well at all, another normalisation must
+read to be named; below which accuracy the user is warned. Nets of 4,000 digits have 0.88."""
+
+DECIMALS = 6
+"""Of the figures in a contract."""
+
+OURS = frozenset((*ARTIFACT_FILES, *triton.REPOSITORY_FILES))
+"""All files of an artifact directory, in any layout."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a model becomes the bytes of a file, how a contract gets into them, and how the file is opened.
+
+    The proof runs the file in all `backends`. `weights` reads the net's weights out of the bytes of a float
+    file; without it the format is the 8-bit one. `first_opset` is the oldest operator set it can have.
+    """
+
+    convert: Callable[[DeployedModel, ConversionOptions], bytes]
+    embed: Callable[[bytes, Contract], bytes]
+    backends: Mapping[str, Callable[[Path], Runner]]
+    weights: Callable[[bytes], Mapping[str, np.ndarray]] | None
+    first_opset: int | None = None
+
+
+ONNX_BACKENDS = {"onnxruntime": onnx.run_onnxruntime, "onnx.reference": onnx.run_reference}
+
+FORMATS = {
+    "onnx": Format(onnx.convert_onnx, onnx.embed_contract, ONNX_BACKENDS, onnx.weights, onnx.FIRST_OPSET),
+    "onnx-int8": Format(onnx.convert_int8, onnx.embed_contract, ONNX_BACKENDS, None, onnx.FIRST_INT8_OPSET),
+    "torchscript": Format(
+        pytorch.convert_torchscript,
+        pytorch.embed_contract,
+        {"torch.jit": pytorch.run_torchscript},
+        pytorch.torchscript_weights,
+    ),
+    "pt2": Format(
+        pytorch.convert_pt2, pytorch.embed_contract, {"torch.export": pytorch.run_pt2}, pytorch.pt2_weights
+    ),
+}
+"""The export formats; names and files are those of the contract."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What was published: the `accuracy` (0 to 1) on the test split, and file and proof of each format.
+
+    `warning` says why the net may not be what the user thinks; it is empty for most.
+    """
+
+    accuracy: float
+    warning: str
+    files: Mapping[str, Path]
+    proofs: Mapping[str, Parity]
+
+
+def build_artifact(
+    source: Source,
+    formats: Sequence[str],
+    *,
+    output: Path,
+    layout: str,
+    overwrite: bool,
+    data_dir: Path | None,
+    opset: int,
+    license_name: str,
+    log: Callable[[str], None],
+) -> Artifact:
+    """Convert `source` to each of `formats`, prove it on the whole test split, and publish at `output`.
+
+    `data_dir` defaults to that of the run. `log` receives a line about each step.
+
+    Raises:
+        CheckFailed: a format differs from PyTorch; nothing is published, what was at `output` stays.
+        InputError: the data or the output does not allow it.
+    """
+    _require_opset(formats, opset)
+    root, files = Path(), {name: MODEL_FILES[name].name for name in formats}
+    if layout == "triton":
+        root, files = Path(MODEL_NAME), dict.fromkeys(formats, TRITON_FILE)
+    with atomic_folder(output, ours=OURS, overwrite=overwrite) as folder:
+        dataset = load_dataset(source.dataset, data_dir or source.data_dir)
+        source.require_same_data(dataset)
+        inputs = parity_inputs(source, dataset)
+        contract = describe(source, dataset, inputs, license_name)
+        options = ConversionOptions(
+            opset=opset, calibration_images=dataset.train.images[:CALIBRATION_IMAGES].numpy()
+        )
+        proofs: dict[str, Parity] = {}
+        for name, file in files.items():
+            log(f"{name}: converting, then comparing with PyTorch on {len(dataset.test):,} test images")
+            path = folder / root / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            proofs[name] = write_proven(name, path, source, contract, inputs, options)
+        if layout == "triton":
+            triton.write_configuration(folder / root, contract.labels)
+        _write_descriptions(folder / root, contract, files, proofs, inputs)
+        verify_artifact(folder / root)  # as its users will
+    return Artifact(
+        accuracy=contract.evaluation["accuracy"],
+        warning=check_net(source, dataset, contract.evaluation["accuracy"]),
+        files={name: output / root / file for name, file in files.items()},
+        proofs=proofs,
+    )
+
+
+def _require_opset(formats: Sequence[str], opset: int) -> None:
+    for name in formats:
+        first = FORMATS[name].first_opset
+        if first is not None and not first <= opset <= onnx.NEWEST_OPSET:
+            raise InputError(f"--opset is {opset}, {name} takes {first} to {onnx.NEWEST_OPSET}")
+
+
+def parity_inputs(source: Source, dataset: Dataset) -> ParityInputs:
+    """The images that every file is run on, with PyTorch's outputs."""
+    images = np.concatenate([dataset.test.images.numpy(), edge_pictures()])
+    reference = run_module(source.model())(images, CHUNK)
+    return ParityInputs(images=images, labels=dataset.test.labels.numpy(), reference=reference)
+
+
+def write_proven(
+    name: str,
+    path: Path,
+    source: Source,
+    contract: Contract,
+    inputs: ParityInputs,
+    options: ConversionOptions,
+) -> Parity:
+    """Write a file of the format `name`, prove it, and embed the statement of its proof.
+
+    The proof runs on the file with a contract that lacks the statement. The graph in the final file is the
+    same bytes, so a replay of the test vectors is enough for it.
+
+    Raises:
+        CheckFailed: the file differs from PyTorch.
+    """
+    kind = FORMATS[name]
+    converted = kind.convert(source.model(), options)
+    path.write_bytes(kind.embed(converted, contract))
+    parity = require_proof(name, path, source, inputs)
+    path.write_bytes(kind.embed(converted, dataclasses.replace(contract, parity=parity.statement())))
+    _replay(name, path, inputs)
+    return parity
+
+
+def require_proof(name: str, path: Path, source: Source, inputs: ParityInputs) -> Parity:
+    """Prove the file of the format `name` at `path`.
+
+    Raises:
+        CheckFailed: it differs from PyTorch.
+    """
+    kind = FORMATS[name]
+    if kind.weights is not None:
+        net = {f"net.{key}": value for key, value in to_numpy(source.net.state_dict()).items()}
+        require_same_weights(path.name, kind.weights(path.read_bytes()), net)
+    backends = {backend: load(path) for backend, load in kind.backends.items()}
+    parity = measure(backends, inputs, int8=kind.weights is None)
+    if kind.weights is None:
+        parity.require_int8(path.name)
+        require_small(path.name, path.stat().st_size, layer_sizes(source))
+    else:
+        parity.require_float(path.name)
+    return parity
+
+
+def _replay(name: str, path: Path, inputs: ParityInputs) -> None:
+    """Run the final file on the test vectors, as `mnist verify` does for ONNX files."""
+    places = inputs.vector_positions()
+    found = next(iter(FORMATS[name].backends.values()))(path)(inputs.images[places], CHUNK)
+    expected = inputs.reference.logits[places], inputs.reference.probabilities[places]
+    worst = TOLERANCES[name].worst((found.logits, found.probabilities), expected)
+    if not worst.share <= 1:
+        raise CheckFailed(
+            f"{path.name} differs from PyTorch by up to {worst.difference:.3g} on the test vectors "
+            f"(allowed: {worst.allowed:.3g}): nothing was published"
+        )
+
+
+def check_net(source: Source, dataset: Dataset, accuracy: float) -> str:
+    """Why a bare net may not be used as it was trained, in one line, or nothing.
+
+    A state_dict does not say how its pixels were normalised, and a wrong guess passes every comparison with
+    PyTorch. `accuracy` (0 to 1) is that on the test split.
+    """
+    if source.training:
+        return ""
+    train = dataset.train.take(torch.arange(min(CHECK_IMAGES, len(dataset.train))))
+    own = _accuracy(source, train, source.mean, source.std)
+    found = {usual: _accuracy(source, train, *usual) for usual in USUAL_NORMALIZATIONS}
+    mean, std = max(found, key=lambda usual: found[usual])
+    best = found[mean, std]
+    if best > max(own + CLEARLY, TRAINED):
+        return (
+            f"with --mean {mean} --std {std} this net reads better ({best:.1%} of {len(train):,} training "
+            f"images, not {own:.1%}); was it trained so?"
+        )
+    if accuracy < POOR:
+        return (
+            f"this net reads only {accuracy:.1%} of the test images, a trained one above 90%: was it trained "
+            "with another --mean and --std, on inverted pixels, or with another activation than ReLU?"
+        )
+    return ""
+
+
+def _accuracy(source: Source, train: Split, mean: float, std: float) -> float:
+    run = run_module(DeployedModel(source.net, Normalize(mean, std)).eval())
+    predicted = run(train.images.numpy(), CHUNK).logits.argmax(axis=1)
+    return float((predicted == train.labels.numpy()).mean())
+
+
+def layer_sizes(source: Source) -> list[int]:
+    """Sizes of the net's layers, the input's first: 784, 128, 64, 10."""
+    weights = [value for value in source.net.state_dict().values() if value.ndim == 2]
+    return [weights[0].shape[1], *(weight.shape[0] for weight in weights)]
+
+
+def describe(source: Source, dataset: Dataset, inputs: ParityInputs, license_name: str) -> Contract:
+    """The contract of a source, with its evaluation on the test split; no proof yet."""
+    logits = inputs.reference.logits[: len(inputs.labels)]
+    packages = ("mnist-toolkit", "onnx", "onnxruntime", "torch")
+    return Contract(
+        labels=dataset.labels,
+        normalization={"mean": source.mean, "std": source.std},
+        model={
+            "layers": "-".join(map(str, layer_sizes(source))),
+            "parameters": sum(parameter.numel() for parameter in source.net.parameters()),
+            "state_dict_sha256": source.state_dict_sha256,
+        },
+        training=source.training,
+        calibration=source.calibration,
+        evaluation={
+            "dataset": dataset.name,
+            "dataset_sha256": dataset.test.sha256,
+            **_rounded(score(logits, inputs.labels, dataset.labels, temperature_of(source.calibration))),
+        },
+        parity={},
+        versions=dict(
+            sorted([("python", platform.python_version()), *((name, version(name)) for name in packages)])
+        ),
+        license=license_name,
+    )
+
+
+def _rounded(value: Any) -> Any:
+    """`value` with every float in it rounded: a loss is not the same to the last bit each time."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return round(value, DECIMALS) if isinstance(value, float) else value
+
+
+def _write_descriptions(
+    root: Path,
+    contract: Contract,
+    files: Mapping[str, str],
+    proofs: Mapping[str, Parity],
+    inputs: ParityInputs,
+) -> None:
+    """Write what lies beside the model files: proof, test vectors, model card, inventory."""
+    proven = {name: dataclasses.asdict(proof) for name, proof in proofs.items()}
+    statements = {name: proof.statement() for name, proof in proofs.items()}
+    contract = dataclasses.replace(contract, parity=statements)
+    (root / PARITY_FILE).write_bytes(json_bytes(proven))
+    (root / MODEL_CARD).write_text(model_card(contract, files), encoding="utf-8", newline="\n")
+    for path, data in vector_files(inputs).items():
+        (root / path).parent.mkdir(exist_ok=True)
+        (root / path).write_bytes(data)
+    (root / ARTIFACT_FILE).write_bytes(json_bytes(_inventory(root, contract, files)))
+
+
+def vector_files(inputs: ParityInputs) -> dict[str, bytes]:
+    """A few digits with PyTorch's outputs, by path in the artifact, as any ONNX runtime's tests read them."""
+    places = inputs.vector_positions()
+    tensors = (inputs.images, inputs.reference.logits, inputs.reference.probabilities)
+    names = [INPUT["name"], *(output["name"] for output in OUTPUTS)]
+    return {
+        path: numpy_helper.from_array(values[places], name).SerializeToString(deterministic=True)
+        for path, name, values in zip((VECTOR_INPUT, *VECTOR_OUTPUTS), names, tensors, strict=True)
+    }
+
+
+def _inventory(root: Path, contract: Contract, files: Mapping[str, str]) -> dict[str, object]:
+    """The content of artifact.json: the contract, and size and SHA-256 of every file that is there."""
+    formats = {file: {"format": name} for name, file in files.items()}
+    paths = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+    return {
+        "contract": dataclasses.asdict(contract),
+        "files": {path: {**formats.get(path, {}), **_size_and_hash(root / path)} for path in paths},
+    }
+
+
+def _size_and_hash(path: Path) -> dict[str, object]:
+    data = path.read_bytes()
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}

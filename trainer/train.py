@@ -283,7 +283,7 @@ def train_epochs(run: Run, state: TrainState) -> None:  # noqa: C901, PLR0912  (
                     losses.zero_()
                     state.seconds = 0.0
                 started = time.perf_counter() - state.seconds
-                order = sample_order(len(run.train), config.seed, number)
+                order = sample_order(len(run.train), config.seed, number).to(accelerator.device)
                 batches = make_batches(run, order.split(config.batch_size)[first:], state.step, background)
                 for position, parts in enumerate(batches, first):
                     losses[position] = train_step(run, state, parts, run.batch_size_at(position))
@@ -373,7 +373,6 @@ def make_parts(run: Run, batch: Tensor, step: int) -> list[Part]:
         distortions = draw_distortions(len(batch), config.seed, step)
     if config.strangers:
         outliers = draw_outliers(round(config.strangers * len(batch)), config.seed, step)
-    batch = batch.to(device)
     parts = []
     for part in range(config.accumulate):
         ours = slice(rank + part * world, None, world * config.accumulate)

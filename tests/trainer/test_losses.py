@@ -92,20 +92,8 @@ def test_a_recipe_with_everything_equals_plain_pytorch(
     mnist: Mnist, mnist5k: Dataset, tmp_path: Path, optimizer: str
 ) -> None:
     """Weight decay, one-cycle, distortions, outliers, accumulation and Muon, each written a second time."""
-    flags = [
-        "--epochs",
-        "2",
-        "--batch-size",
-        "100",
-        "--limit",
-        "730",
-        "--lr",
-        "5e-3",
-        "--weight-decay",
-        "0.1",
-        "--schedule",
-        "one-cycle",
-    ]
+    flags = ["--epochs", "2", "--batch-size", "100", "--limit", "730", "--schedule", "one-cycle"]
+    flags += ["--lr", "5e-3", "--weight-decay", "0.1"]
     flags += ["--distortion", "1", "--strangers", "0.247", "--optimizer", optimizer]
     flags += ["--accumulate", "3" if optimizer == "adam" else "1"]
     assert mnist(*NOTEBOOK, *flags, "--output", tmp_path / "run").code == 0

@@ -254,8 +254,8 @@ def check_net(source: Source, dataset: Dataset, accuracy: float) -> str:
         )
     if accuracy < POOR:
         return (
-            f"this net reads only {accuracy:.1%} of the test images, far fewer than a trained one: was it trained "
-            "with another --mean and --std, on inverted pixels, or with another activation than ReLU?"
+            f"this net reads only {accuracy:.1%} of the test images, far fewer than a trained one: was it "
+            "trained with another --mean and --std, on inverted pixels, or with another activation than ReLU?"
         )
     return ""
 

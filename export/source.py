@@ -7,11 +7,10 @@ never runs. The file is read once: what is hashed is what is loaded.
 import dataclasses
 import hashlib
 import io
-import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -213,10 +212,12 @@ def _load_zip(data: bytes) -> Any:
         raise ValueError(f"it is a TorchScript archive, not a state_dict: {ADVICE}")
     if any(name.endswith("/archive_format") or "/models/" in name for name in names):
         raise ValueError(f"it is a torch.export archive, not a state_dict: {ADVICE}")
-    entries = read_entries(data)
+    for name, content in read_entries(data).items():
+        if name.endswith(PROGRAM) and content[:1] == b"\x80" and content[1:2] >= b"\x04":
+            raise ValueError(f"torch.load does not read its pickle protocol, {content[1]}: {ADVICE}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # about the pickle protocol
-        return torch.load(io.BytesIO(_with_protocol_2(entries, data)), map_location="cpu", weights_only=True)
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
 def _reason(error: Exception) -> str:
@@ -227,61 +228,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, ValueError) and ADVICE.partition("(")[2] in str(error):
         return str(error)
     return f"it is damaged or not a state_dict: {ADVICE}"
-
-
-def _with_protocol_2(entries: Mapping[str, bytes], data: bytes) -> bytes:
-    """The archive with its pickle in protocol 2: torch.load(weights_only=True) reads no later one.
-
-    Raises:
-        ValueError: the pickle is damaged.
-    """
-    programs = [name for name in entries if name.endswith(PROGRAM)]
-    if not any(entries[name][:1] == b"\x80" and entries[name][1:2] >= b"\x04" for name in programs):
-        return data
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:
-        for name, content in entries.items():
-            file.writestr(name, b"".join(_rewrite(content)) if name in programs else content)
-    return archive.getvalue()
-
-
-def _rewrite(program: bytes) -> Iterator[bytes]:
-    """Yield the instructions of a pickle of protocol 4 or 5 as protocol 2 has them; nothing is run.
-
-    Later protocols push the name of a class as two strings, and number what they memoize themselves. A string
-    is held back until the next instruction shows whether it is part of such a name.
-    """
-    held: list[str] = []
-    strings: dict[int, str] = {}  # memoized, by number
-    memoized = 0
-    operations = list(pickletools.genops(program))
-    ends = [*(place for _, _, place in operations[1:]), len(program)]
-    for (opcode, argument, place), end in zip(operations, ends, strict=True):
-        if opcode.name in ("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"):
-            held.append(str(argument))
-        elif opcode.name == "MEMOIZE":
-            if held:
-                strings[memoized] = held[-1]
-            else:
-                yield b"r" + memoized.to_bytes(4, "little")
-            memoized += 1
-        elif opcode.name in ("BINGET", "LONG_BINGET") and argument in strings:
-            held.append(strings[argument])
-        elif opcode.name == "STACK_GLOBAL":
-            module, name = held[-2:]
-            yield from map(_push, held[:-2])
-            yield f"c{module}\n{name}\n".encode()
-            held = []
-        elif opcode.name == "PROTO":
-            yield b"\x80\x02"
-        elif opcode.name != "FRAME":
-            yield from map(_push, held)
-            yield program[place:end]
-            held = []
-
-
-def _push(text: str) -> bytes:
-    return b"X" + len(text.encode()).to_bytes(4, "little") + text.encode()
 
 
 def _hidden_sizes(state: Mapping[str, Tensor], path: Path) -> tuple[int, ...]:

@@ -50,7 +50,7 @@ def full_mnist() -> Dataset:
 
 @pytest.fixture(scope="session")
 def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of the notebook recipe on mnist5k, and its export to all formats; read them, never change them."""
+    """A run of the notebook recipe on mnist5k, exported to all formats; read both, never change them."""
     output = tmp_path_factory.mktemp("runs") / "notebook"
     train({"recipe": "notebook", "dataset": "mnist5k"}, Options(output=output))
     command = ["export", str(output), "--format", ALL, "--output", str(output.parent / "artifact")]

@@ -191,9 +191,11 @@ def chosen_formats(names: list[str] | None, *, layout: str, opset: int | None) -
 
 def notices(artifact: "Artifact") -> Iterator[str]:
     """Yield what a user should know about the formats that were made, and about the net."""
-    for name in artifact.proofs:
+    for name, proof in artifact.proofs.items():
         if name in NOTICES:
             yield f"{name}: {NOTICES[name]}"
+        if proof.ties:
+            yield f"{name}: {proof.ties} of {proof.argmax_flips} differing labels are ties, see parity.json"
     if artifact.warning:
         yield f"warning: {artifact.warning}"
 
@@ -206,6 +208,5 @@ def results(artifact: "Artifact") -> Iterator[str]:
         yield (
             f"{path} ({size:,} bytes): largest logit difference {proof.max_abs_logit_diff:.2g}, "
             f"{proof.argmax_flips} of {proof.samples:,} labels differ"
-            + (f" ({proof.ties} of them ties)" if proof.ties else "")
         )
     yield f"test accuracy: {artifact.accuracy:.2%}"

@@ -126,7 +126,7 @@ Case = Callable[[Shop], Sequence[object]]
 PROVE = ("--dataset", "mnist5k", "--output")
 
 EVERY: dict[str, Case] = {
-    "No such command '<name>'. (see mnist --help)": lambda shop: ["trian"],
+    "no such command '<name>'; did you mean <name>? (see mnist --help)": lambda shop: ["trian"],
     "No such option: <option> <hint> (see mnist export --help)": lambda shop: ["export", "--oppset", 20],
     "unrecognized arguments: <option> (see mnist infer --help)": lambda shop: ["infer", "a.png", "--nope"],
     "Missing argument '<name>'. (see mnist export --help)": lambda shop: ["export"],
@@ -328,9 +328,6 @@ EXPORT: dict[str, Case] = {
     "<folder> exists already: name another --output, or replace it with --overwrite": lambda shop: [
         *("export", shop.state(), *PROVE, shop.full())
     ],
-    "<folder> holds <file>, so it is not ours to replace: name another --output": lambda shop: [
-        *("export", shop.state(), *PROVE, shop.full(), "--overwrite")
-    ],
     "cannot write to <folder> (<reason>): name another --output": lambda shop: [
         *("export", shop.state(), *PROVE, "/proc/artifact")
     ],
@@ -365,12 +362,10 @@ TRAIN: dict[str, Case] = {
             shop.folder / "run",
         )
     ],
-    "<folder> holds <file>, so it is not ours to write into: name another --output": lambda shop: [
+    "<folder> contains <file>, which this program did not create: name another --output": lambda shop: [
         *("train", *PROVE, shop.full())
     ],
-    "<path> is no folder, so it is not ours to write into: name another --output": lambda shop: [
-        *("train", *PROVE, shop.picture())
-    ],
+    "<path> is not a folder: name another --output": lambda shop: [*("train", *PROVE, shop.picture())],
     "training diverged: the loss of step <step> (epoch <epoch>) is nan, at learning rate <rate>; lower --lr; "
     "<kept>": lambda shop: [
         *("train", "--recipe", "notebook", "--lr", 1e30, "--limit", 256, *PROVE, shop.folder / "run")
@@ -427,7 +422,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 RUNS: dict[str, Callable[[Path], Sequence[object]]] = {
-    "<folder> holds <what>: replace it with --overwrite, or name another --output": lambda run: [
+    "<folder> contains <what>: replace it with --overwrite, or name another --output": lambda run: [
         *("train", *PROVE, run)
     ],
     "<folder> was started with other settings: <settings>; leave them out to go on, or name another "

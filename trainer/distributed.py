@@ -105,8 +105,8 @@ def _refuse_unsupported_settings() -> None:
     for name in [*UNSUPPORTED, *settings]:
         value = settings.get(name, "")
         if name not in HONOURED and value.lower() not in NEUTRAL:
-            advice = UNSUPPORTED.get(name, "this program does not have that setting: leave it out")
-            raise InputError(f"{name} is {value}: {advice}")
+            advice = UNSUPPORTED.get(name, "leave it out")
+            raise InputError(f"{name} is {value}, which this program does not support: {advice}")
 
 
 def _refuse_missing_processes() -> None:

@@ -95,7 +95,7 @@ def test_more_processes_than_accelerators_are_refused(monkeypatch: pytest.Monkey
         ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "without Megatron-LM"),
         ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "--accumulate"),
         ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "leave it out"),
-        ({"ACCELERATE_SOMETHING_NEW": "2"}, "this program does not have that setting"),
+        ({"ACCELERATE_SOMETHING_NEW": "2"}, "which this program does not support"),
         ({"ACCELERATE_A": "true", "ACCELERATE_USE_FSDP": "true"}, "without FSDP"),  # the cause comes first
     ],
 )

@@ -1,5 +1,6 @@
 """The ONNX formats: convert, quantize to 8 bits, embed the contract, open."""
 
+import copy
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,7 +47,7 @@ def convert_onnx(model: DeployedModel, options: ConversionOptions) -> bytes:
     """
     with quiet():
         program = torch.onnx.export(
-            model,
+            _with_distinct_weights(model),
             (EXAMPLE,),
             dynamo=True,
             input_names=[INPUT["name"]],
@@ -58,9 +59,21 @@ def convert_onnx(model: DeployedModel, options: ConversionOptions) -> bytes:
         )
     assert program is not None
     proto = program.model_proto
+    state = model.state_dict()
+    for constant in proto.graph.initializer:
+        if constant.name in state:
+            constant.CopyFrom(numpy_helper.from_array(state[constant.name].numpy(), constant.name))
     _strip(proto)
     _denote(proto.graph.input[0])
     return _checked(proto, options.opset)
+
+
+def _with_distinct_weights(model: DeployedModel) -> DeployedModel:
+    """A copy whose weights all differ: the exporter drops a bias of zeros, and merges equal constants."""
+    distinct = copy.deepcopy(model)
+    for number, parameter in enumerate(distinct.net.parameters()):
+        parameter.data = (torch.arange(parameter.numel()) + number + 1.0).view_as(parameter)
+    return distinct
 
 
 def convert_int8(model: DeployedModel, options: ConversionOptions) -> bytes:

@@ -31,7 +31,7 @@ from trainer.model import MLP, DeployedModel, Normalize
 ADVICE = "save it with torch.save(model.state_dict(), PATH)"
 AGAIN = "save it again with a current PyTorch: torch.save(model.state_dict(), PATH)"
 
-PROGRAM = "/data.pkl"
+PICKLE = "/data.pkl"
 """End of the name of the zip entry that says what the tensors are; the others hold their numbers."""
 
 LONGEST_NAME = 40
@@ -213,7 +213,7 @@ def _load_zip(data: bytes) -> Any:
     if any(name.endswith("/archive_format") or "/models/" in name for name in names):
         raise ValueError(f"it is a torch.export archive, not a state_dict: {ADVICE}")
     for name, content in read_entries(data).items():
-        if name.endswith(PROGRAM) and content[:1] == b"\x80" and content[1:2] >= b"\x04":
+        if name.endswith(PICKLE) and content[:1] == b"\x80" and content[1:2] >= b"\x04":
             raise ValueError(f"torch.load does not read its pickle protocol, {content[1]}: {ADVICE}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # about the pickle protocol
@@ -249,7 +249,13 @@ def _hidden_sizes(state: Mapping[str, Tensor], path: Path) -> tuple[int, ...]:
         if not known or known[0].ndim == 0 or known[0].numel() == 0:
             raise InputError(f"{path} lacks key fc{layer}.weight, or it is empty: {ADVICE}")
         sizes.append(known[0].shape[0])
-    return tuple(sizes)
+    try:
+        return TrainConfig(hidden=tuple(sizes)).hidden  # what can be trained can be exported
+    except InputError as error:
+        limit = str(error).partition("expected ")[2]
+        raise InputError(
+            f"{path} has hidden layers {sizes}, which cannot be exported: take {limit}"
+        ) from error
 
 
 def _check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:

@@ -34,11 +34,11 @@ def atomic_folder(final: Path, *, ours: frozenset[str], overwrite: bool) -> Iter
         MnistError: the system refused a write inside the block, for example because the disk is full.
     """
     final = final.absolute()
-    _require_replaceable(final, ours, overwrite)
     prefix = f".{final.name[:64]}-"
+    _remove_stale(final, prefix)
+    _require_replaceable(final, ours, overwrite)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(final.parent, prefix)
         temporary = tempfile.TemporaryDirectory(prefix=prefix, suffix=TEMPORARY, dir=final.parent)
     except OSError as error:
         raise InputError(
@@ -85,12 +85,17 @@ def _publish(folder: Path, final: Path, old: Path) -> None:
         raise
 
 
-def _remove_stale(parent: Path, prefix: str) -> None:
-    """Remove temporary folders whose process is gone: nobody holds their lock."""
-    for path in parent.glob(f"{prefix}*{TEMPORARY}"):
+def _remove_stale(final: Path, prefix: str) -> None:
+    """Remove temporary folders whose process is gone: nobody holds their lock.
+
+    A process that was killed while it replaced `final` has left the old one there, which gets its name back.
+    """
+    for path in final.parent.glob(f"{prefix}*{TEMPORARY}"):
         with suppress(Timeout, OSError):
             with FileLock(path / "lock", timeout=0):
                 pass
+            if (path / "old").exists() and not final.exists():
+                (path / "old").rename(final)
             shutil.rmtree(path)
 
 

@@ -7,21 +7,21 @@ import numpy as np
 from serve_cli.metrics import below_best, calibration_error, confidences
 
 ERROR_RATE = 0.01
-"""Share of the answers given that may be wrong: the floor is chosen for it. What lower ones cost: LOG.md."""
+"""Share of the predictions that may be wrong; it decides the threshold. What lower ones cost: LOG.md."""
 
-LOWEST_FLOOR = 0.5
-"""No answer is given that is more probably wrong than right, however good the net is on held-out digits: what
-people show it is not always a digit."""
+LOWEST_THRESHOLD = 0.5
+"""A prediction that is more probably wrong than right is not given, however good the net is on held-out
+digits: the pictures of people are not always digits."""
 
-HIGHEST_FLOOR = 0.95
-"""Nobody is told 'not sure' of an answer that is right 19 times in 20.
+HIGHEST_THRESHOLD = 0.95
+"""A prediction that is right 19 times in 20 is always given.
 
 Without this a poor net, one of 4,000 digits for example, would refuse two thirds of all images to keep its
 errors within ERROR_RATE; with it, it makes more errors, and says how many.
 """
 
 STEPS = 1000
-"""Of floors from 0 to 1; a temperature has as many digits. Finer ones would be those of single images."""
+"""Of thresholds from 0 to 1; a temperature has as many digits. Finer ones would be those of single images."""
 
 LOWEST, HIGHEST = 0.25, 4.0
 """Temperatures that a few images can lead to."""
@@ -34,21 +34,21 @@ DECIMALS = 6
 
 
 def calibrate(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """What a run says of its calibration, from `logits` float32 [N, 10] and true `labels` int64 [N]; N >= 1.
+    """The calibration of a run, from `logits` float32 [N, 10] and true `labels` int64 [N]; N >= 1.
 
-    `temperature` divides the logits before their softmax; below `min_confidence`, from 0 to 1, an answer is
-    'not sure', so that of those given at most `error_rate` (0 to 1) are wrong, see lowest_floor. `validation`
-    has what that comes to on these `samples`: the share `refused`, how many of the other answers are
-    `errors`, and the expected calibration error with temperature 1 and with this one.
+    `temperature` divides the logits before their softmax; below `min_confidence`, from 0 to 1, a prediction
+    is 'not sure', so that at most `error_rate` (0 to 1) of the others are wrong, see lowest_threshold.
+    `validation` has the result on these `samples`: the share `refused`, how many of the other predictions
+    are `errors`, and the expected calibration error with temperature 1 and with this one.
     """
     temperature = fit_temperature(logits, labels)
     confidence = confidences(logits / temperature)
     wrong = logits.argmax(axis=1) != labels
-    floor = lowest_floor(confidence, wrong)
-    answered = confidence >= floor
+    threshold = lowest_threshold(confidence, wrong)
+    answered = confidence >= threshold
     return {
         "temperature": temperature,
-        "min_confidence": floor,
+        "min_confidence": threshold,
         "error_rate": ERROR_RATE,
         "validation": {
             "samples": len(labels),
@@ -83,15 +83,14 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     return round(2 / (low + high) * STEPS) / STEPS
 
 
-def lowest_floor(confidence: np.ndarray, wrong: np.ndarray) -> float:
-    """The lowest floor with at most ERROR_RATE of the answers wrong, in steps of 1 / STEPS.
+def lowest_threshold(confidence: np.ndarray, wrong: np.ndarray) -> float:
+    """The lowest threshold with at most ERROR_RATE of the predictions wrong, in steps of 1 / STEPS.
 
-    It lies from LOWEST_FLOOR to HIGHEST_FLOOR. `confidence` is float64 [N], from 0 to 1, `wrong` bool [N]; an
-    answer is given from the floor on. The share is the plain one: fewer than 1 / ERROR_RATE answers may hold
-    no error at all.
+    It lies from LOWEST_THRESHOLD to HIGHEST_THRESHOLD. `confidence` is float64 [N], from 0 to 1, `wrong` bool
+    [N]; a prediction is given from the threshold on. Fewer than 1 / ERROR_RATE may hold no error at all.
     """
-    for floor in np.arange(round(LOWEST_FLOOR * STEPS), round(HIGHEST_FLOOR * STEPS)) / STEPS:
-        answered = confidence >= floor
+    for threshold in np.arange(round(LOWEST_THRESHOLD * STEPS), round(HIGHEST_THRESHOLD * STEPS)) / STEPS:
+        answered = confidence >= threshold
         if wrong[answered].sum() <= ERROR_RATE * answered.sum():
-            return float(floor)
-    return HIGHEST_FLOOR
+            return float(threshold)
+    return HIGHEST_THRESHOLD

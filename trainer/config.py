@@ -6,16 +6,18 @@ import json
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from serve_cli.errors import InputError
+from serve_cli.errors import InputError, needs_extra
 from serve_cli.process import did_you_mean
 from serve_cli.regular_file import read_regular
 from serve_cli.spec import CLASSES, IMAGE_SIZE
 
 DATASETS = ("mnist", "mnist5k", "fashion-mnist", "kmnist", "emnist-digits", "idx")
+PROGRAM = "mnist train"
 DEFAULT_RECIPE = "fast"
 RECIPES: dict[str, dict[str, Any]] = {
     "notebook": {},
@@ -215,8 +217,12 @@ def read_settings(path: Path) -> dict[str, Any]:
     for key in values:
         if key not in names:
             raise InputError(f"{path} has the unknown key {str(key)[:40]!r}{did_you_mean(str(key), names)}")
-    if isinstance(hidden := values.get("hidden"), list):
-        values["hidden"] = tuple(hidden)
+    for item in dataclasses.fields(TrainConfig):
+        if isinstance(value := values.get(item.name), str) and item.type is float:
+            with suppress(ValueError):
+                values[item.name] = float(value)  # YAML reads 1e-3 as text
+    if isinstance(hidden := values.get("hidden"), list | str):
+        values["hidden"] = parse_hidden(hidden) if isinstance(hidden, str) else tuple(hidden)
     return values
 
 
@@ -224,8 +230,8 @@ def _parse(text: str, suffix: str) -> Any:
     if suffix == ".toml":
         return tomllib.loads(text)
     if suffix in (".yaml", ".yml"):
-        import yaml
-
+        with needs_extra("train", "a YAML file"):
+            import yaml
         try:
             return yaml.safe_load(text)
         except yaml.YAMLError as error:
@@ -252,7 +258,7 @@ def _check(item: "dataclasses.Field[Any]", value: object) -> None:
         close = did_you_mean(str(value), limits["choices"])
         raise InputError(f"{flag(item.name)} is {value}, expected {expected(item)}{close}")
     if isinstance(value, int | float) and not (
-        math.isfinite(value) and limits["low"] <= value <= limits["high"] and value > limits["above"]
+        limits["low"] <= value <= limits["high"] and value > limits["above"] and abs(value) < math.inf
     ):
         raise InputError(f"{flag(item.name)} is {value}, expected {expected(item)}")
 

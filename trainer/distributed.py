@@ -17,10 +17,10 @@ from accelerate.utils import broadcast_object_list, gather_object, parse_flag_fr
 
 from serve_cli.errors import InputError, MnistError
 from serve_cli.process import warn
+from trainer.config import PROGRAM
 
 T = TypeVar("T")
 
-PROGRAM = "mnist train"
 MODULE = "trainer.main"
 """What launchers start."""
 
@@ -51,7 +51,7 @@ UNSUPPORTED = {
 }
 """Settings of accelerate launch that this program does not have, and what to do instead."""
 
-NEUTRAL = ("", "no", "false", "0", "1", "default")
+NEUTRAL = ("", "no", "false", "0", "default")
 """Values with which a setting changes nothing."""
 
 
@@ -78,8 +78,13 @@ def join_processes() -> PartialState:
     """
     _refuse_unsupported_settings()
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # else Accelerate sets it and warns; --threads decides
-    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    try:
+        on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    except ValueError as error:
+        raise InputError(
+            f"the environment has a setting of accelerate that is no setting: {error}"
+        ) from error
     if not on_cpu and local > torch.accelerator.device_count():
         raise InputError(
             f"{local} processes were started on this machine, which has {torch.accelerator.device_count()} "
@@ -104,7 +109,8 @@ def _refuse_unsupported_settings() -> None:
     settings = {name: value for name, value in os.environ.items() if name.startswith("ACCELERATE_")}
     for name in [*UNSUPPORTED, *settings]:
         value = settings.get(name, "")
-        if name not in HONOURED and value.lower() not in NEUTRAL:
+        is_one = name == "ACCELERATE_GRADIENT_ACCUMULATION_STEPS" and value == "1"
+        if name not in HONOURED and value.lower() not in NEUTRAL and not is_one:
             advice = UNSUPPORTED.get(name, "leave it out")
             raise InputError(f"{name} is {value}, which this program does not support: {advice}")
 

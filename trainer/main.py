@@ -13,9 +13,8 @@ import typer
 
 from serve_cli import process
 from serve_cli.errors import InputError, needs_extra
-from trainer.config import DEFAULT_RECIPE, TrainConfig, expected, parse_hidden, read_settings
+from trainer.config import DEFAULT_RECIPE, PROGRAM, TrainConfig, expected, parse_hidden, read_settings
 
-PROGRAM = "mnist train"
 TRACKERS = ("tensorboard",)
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -75,7 +74,10 @@ def train(
     ] = None,
     overwrite: Annotated[
         bool,
-        typer.Option("--overwrite", help="Replace the run in RUN; it is kept until the new one is finished."),
+        typer.Option(
+            "--overwrite",
+            help="Replace the run in RUN and its export; they are kept until the new run is finished.",
+        ),
     ] = False,
     resume: Annotated[
         bool,
@@ -131,7 +133,7 @@ def train(
         close = process.did_you_mean(tracker, TRACKERS)
         raise InputError(f"--tracker is {tracker}, expected one of {', '.join(TRACKERS)}{close}")
     settings = merge_settings(config, flags)
-    checked = TrainConfig.from_recipe(settings.get("recipe") or DEFAULT_RECIPE, **without_recipe(settings))
+    checked = TrainConfig.from_recipe(**{"recipe": DEFAULT_RECIPE, **settings})
     with needs_extra("train"):  # bad flags end before this, without torch
         from trainer.distributed import launch
         from trainer.train import Options
@@ -172,11 +174,6 @@ def merge_settings(config: Path | None, flags: Mapping[str, Any]) -> dict[str, A
     if precision != "no":
         settings.setdefault("mixed_precision", precision)
     return {**settings, **given}
-
-
-def without_recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """All settings but the name of the recipe."""
-    return {name: value for name, value in settings.items() if name != "recipe"}
 
 
 def command_line(parameters: Mapping[str, Any]) -> list[str]:

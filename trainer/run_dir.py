@@ -63,7 +63,7 @@ class RunStatus(Enum):
 
 
 @contextmanager
-def open_run(output: Path, *, overwrite: bool, resume: bool) -> Iterator[RunStatus]:
+def open_run(output: Path, *, overwrite: bool, resume: bool) -> Iterator[RunStatus]:  # noqa: C901
     """Hold the run directory `output` for this process, and yield what it contains.
 
     With `overwrite` the run in it is renamed, and removed when the new one has its report. A new run that
@@ -74,6 +74,8 @@ def open_run(output: Path, *, overwrite: bool, resume: bool) -> Iterator[RunStat
             trains into it, or it cannot be written.
     """
     output = output.absolute()
+    if not output.name:
+        raise InputError(f"{output} cannot be a run directory: name a folder in it with --output")
     replaced = output.with_name(f".{output.name}.replaced")
     with ExitStack() as stack:
         try:
@@ -98,7 +100,7 @@ def open_run(output: Path, *, overwrite: bool, resume: bool) -> Iterator[RunStat
                 held.close()
                 _put_aside(output, replaced)
                 output.mkdir()
-                stack.enter_context(_locked(output))
+                held = stack.enter_context(_locked(output))
                 is_new, status = True, RunStatus.EMPTY
         except OSError as error:
             raise InputError(f"cannot write to {output} ({error.strerror}): name another --output") from error
@@ -106,6 +108,7 @@ def open_run(output: Path, *, overwrite: bool, resume: bool) -> Iterator[RunStat
             yield status
         finally:
             if status is RunStatus.EMPTY and not _has_progress(output):
+                held.close()  # some file systems cannot remove an open file
                 if replaced.exists():
                     _restore(output, replaced)
                 else:
@@ -138,11 +141,18 @@ def begin(output: Path, config: dict[str, Any], data_dir: Path | None) -> None:
     Raises:
         OSError: the system refused.
     """
-    write_file(
-        output / LOCAL, json_bytes({"data_dir": None if data_dir is None else str(data_dir.absolute())})
-    )
+    write_data_dir(output, data_dir)
     write_file(output / CONFIG, json_bytes(config))
     fsync(output.parent)
+
+
+def write_data_dir(run: Path, data_dir: Path | None) -> None:
+    """Remember where the data of a run lies on this machine.
+
+    Raises:
+        OSError: the system refused.
+    """
+    write_file(run / LOCAL, json_bytes({"data_dir": None if data_dir is None else str(data_dir.absolute())}))
 
 
 def json_bytes(document: dict[str, Any]) -> bytes:
@@ -152,7 +162,7 @@ def json_bytes(document: dict[str, Any]) -> bytes:
 
 def read_status(output: Path) -> RunStatus:
     """What `output` contains."""
-    if not output.is_dir() or all(path.name == LOCK for path in output.iterdir()):
+    if not output.is_dir() or all(path.name in (LOCK, LOCAL) for path in output.iterdir()):
         return RunStatus.EMPTY
     if not (output / CONFIG).exists():
         return RunStatus.OTHER
@@ -161,12 +171,12 @@ def read_status(output: Path) -> RunStatus:
 
 
 def read_data_dir(run: Path) -> Path | None:
-    """The --data-dir that the run was trained with; None where none was given, or the file is not there."""
+    """The --data-dir of the run; None where none was given, or the folder is not on this machine."""
     try:
         data_dir = json.loads(read_regular(run / LOCAL, MAX_JSON_BYTES, ""))["data_dir"]
     except (InputError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return Path(data_dir) if isinstance(data_dir, str) else None
+    return Path(data_dir) if isinstance(data_dir, str) and Path(data_dir).is_dir() else None
 
 
 def read_report(path: Path) -> dict[str, Any]:

@@ -24,17 +24,16 @@ from tqdm import tqdm
 
 from serve_cli.errors import CheckFailed, InputError, MnistError
 from serve_cli.metrics import score
-from serve_cli.process import print_result, warn
+from serve_cli.process import ending_on_sigterm, print_result, warn
 from serve_cli.spec import CLASSES, STATE_DICT, temperature_of
 from trainer import checkpoint, plots, run_dir
 from trainer.atomic import write_file
 from trainer.augment import distort, draw_distortions, generator
 from trainer.calibrate import calibrate
 from trainer.checkpoint import Checkpoint
-from trainer.config import DEFAULT_RECIPE, TrainConfig
+from trainer.config import DEFAULT_RECIPE, PROGRAM, TrainConfig
 from trainer.data import Dataset, Split, load_dataset, train_val_split
 from trainer.distributed import (
-    PROGRAM,
     Stopped,
     StopSignal,
     join_processes,
@@ -61,6 +60,12 @@ LOSS_OF_GUESSING = math.log(CLASSES)
 
 Part = tuple[Tensor, Tensor]
 """Pixels, uint8 or float32 [B, 28, 28] from 0 to 255; targets, float32 [B, 10], are probabilities."""
+
+
+class OutOfMemory(MnistError):
+    """The memory of one process is used up; that process reports it, whichever it is."""
+
+    on_main_process_only = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +158,7 @@ def train(settings: Mapping[str, Any], options: Options) -> None:
     """
     join_processes()
     try:
-        with ExitStack() as stack:
+        with ending_on_sigterm(), ExitStack() as stack:
             config, status, saved, options = on_main_process(lambda: set_up(settings, options, stack))
             if status is not RunStatus.FINISHED:
                 train_and_test(config, status, saved, options)
@@ -165,8 +170,10 @@ def train(settings: Mapping[str, Any], options: Options) -> None:
     except (RuntimeError, MemoryError) as error:
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in first_line:
-            raise MnistError(f"out of memory ({first_line}): lower --hidden or --batch-size") from error
-        raise lost_process(error) or error from error
+            raise OutOfMemory(f"out of memory ({first_line}): lower --hidden or --batch-size") from error
+        if (lost := lost_process(error)) is not None:
+            raise lost from error
+        raise
     leave_group()
 
 
@@ -182,12 +189,14 @@ def set_up(
     run = run_dir.open_run(options.output, overwrite=options.overwrite, resume=options.resume)
     status = stack.enter_context(run)
     if not options.resume or status is RunStatus.EMPTY:
-        recipe = settings.get("recipe") or DEFAULT_RECIPE
-        return TrainConfig.from_recipe(**{**settings, "recipe": recipe}), status, None, options
+        config = TrainConfig.from_recipe(**{"recipe": DEFAULT_RECIPE, **settings})
+        return config, status, None, options
     config = TrainConfig.read(options.output / run_dir.CONFIG)
     config.require_same(settings, options.output)
     if options.data_dir is None:
         options = dataclasses.replace(options, data_dir=run_dir.read_data_dir(options.output))
+    else:
+        run_dir.write_data_dir(options.output, options.data_dir)
     if status is RunStatus.FINISHED:
         return config, status, None, options
     folder = options.output / run_dir.CHECKPOINTS
@@ -195,6 +204,7 @@ def set_up(
     if skipped and saved is None:
         raise InputError(f"{skipped[0]}, and no other checkpoint is whole: start again with --overwrite")
     if saved is not None:
+        require_version(saved, path)
         TrainConfig.from_dict(saved.state["config"]).require_same(vars(config), options.output)
     for damage in skipped:
         warn(PROGRAM, f"{damage}; it is skipped")
@@ -233,10 +243,12 @@ def train_and_test(
     if config.patience is not None:
         state.optimizer.weights.copy_(state.best_weights)
 
-    validation_logits, logits = (
-        predict(state.net, run.normalize, split.images.to(accelerator.device), accelerator).numpy()
-        for split in (validation, dataset.test)
-    )
+    logits = predict(
+        state.net, run.normalize, dataset.test.images.to(accelerator.device), accelerator
+    ).numpy()
+    validation_logits = None
+    if config.validation_fraction > 0:  # else the test set is validated on, and it chooses nothing
+        validation_logits = predict(state.net, run.normalize, run.validation.images, accelerator).numpy()
     on_main_process(lambda: write_results(run, state, dataset, validation_logits, logits))
 
 
@@ -498,6 +510,17 @@ def restore(state: TrainState, run: Run, saved: Checkpoint) -> None:
     warn(PROGRAM, f"going on after step {saved.step}")
 
 
+def require_version(saved: Checkpoint, path: Path | None) -> None:
+    """Check that a checkpoint holds what this version saves.
+
+    Raises:
+        InputError: it is of another version.
+    """
+    expected = {"epochs", "seconds", "config", "data_sha256", "environment", "step"}
+    if saved.state.keys() != expected or "best_weights" not in saved.tensors:
+        raise InputError(f"{path} is of another version of this program: start again with --overwrite")
+
+
 def environment(accelerator: Accelerator) -> dict[str, Any]:
     """What changes the rounding of a run, and so the last bits of its weights."""
     return {
@@ -606,7 +629,7 @@ def log_epoch(run: Run, state: TrainState) -> None:
         f"Epoch {metrics.number}/{run.config.epochs}, Train Loss: {metrics.train_loss:.4f}, "
         f"Val Loss: {validation.loss:.4f}, Val Accuracy: {validation.accuracy:.2%}"
     )
-    if metrics.train_loss > LOSS_OF_GUESSING:
+    if validation.loss > LOSS_OF_GUESSING:
         warn(
             PROGRAM,
             f"the net does not learn: its loss is above {LOSS_OF_GUESSING:.2f}, that of guessing; lower --lr",
@@ -652,15 +675,17 @@ def write_metrics(epochs: list[EpochMetrics], output: Path) -> None:
 
 
 def write_results(
-    run: Run, state: TrainState, dataset: Dataset, validation_logits: np.ndarray, logits: np.ndarray
+    run: Run, state: TrainState, dataset: Dataset, validation_logits: np.ndarray | None, logits: np.ndarray
 ) -> None:
     """Write weights, report and pictures; `logits` are those of the test set, float32 [N, 10].
+
+    Where `validation_logits`, of the same kind, are given, they calibrate the net.
 
     Raises:
         OSError: the system refused.
     """
     output, calibration = run.options.output, None
-    if run.config.validation_fraction > 0:  # else the test set is validated on, and it chooses nothing
+    if validation_logits is not None:
         calibration = calibrate(validation_logits, run.validation.labels.cpu().numpy())
     temperature = temperature_of(calibration or {})
     test = score(logits, dataset.test.labels.numpy(), dataset.labels, temperature)
@@ -672,9 +697,9 @@ def write_results(
     write_metrics(state.epochs, output)
     write_file(output / STATE_DICT, weights)
     write_file(output / run_dir.REPORT, run_dir.json_bytes(report))
-    draw_pictures(run, state, dataset, test["confusion"], logits / temperature)
     for line in summarize(report):
         print_result(line)
+    draw_pictures(run, state, dataset, test["confusion"], logits / temperature)
 
 
 def make_report(run: Run, state: TrainState, dataset: Dataset) -> dict[str, Any]:
@@ -722,7 +747,7 @@ def draw_pictures(
         plots.draw_losses(state.epochs, run.validated_on, output / run_dir.LOSSES)
         plots.draw_confusion(confusion, names, output / run_dir.CONFUSION)
         plots.draw_mistakes(images, labels, logits, names, output / run_dir.MISTAKES)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever it is, weights and report are there
         warn(PROGRAM, f"a picture could not be drawn ({error}); the run is complete without it")
 
 

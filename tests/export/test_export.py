@@ -286,6 +286,27 @@ def test_a_normalisation_that_reads_worse_is_noticed(
     assert "warning: this net reads only" not in result.err
 
 
+@pytest.mark.parametrize("way", ["zeros", "equal"])
+def test_biases_that_an_optimizer_would_drop_or_merge_are_kept(
+    tmp_path: Path, mnist: Mnist, way: str
+) -> None:
+    net = MLP((10,))
+    with torch.no_grad():
+        net.fc1.bias.zero_() if way == "zeros" else net.fc2.bias.copy_(net.fc1.bias)
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    flags = ("--dataset", "mnist5k", "--output", tmp_path / "out")
+    assert mnist("export", tmp_path / "net.pth", *flags).code == 0
+
+
+def test_a_net_that_is_too_large_is_refused_without_advice_about_options(
+    tmp_path: Path, mnist: Mnist
+) -> None:
+    torch.save(MLP((16_385,)).state_dict(), tmp_path / "net.pth")
+    mnist("export", tmp_path / "net.pth", "--output", tmp_path / "out").assert_refused(
+        "has hidden layers", "cannot be exported", "16384"
+    )
+
+
 @pytest.mark.parametrize("opset", [18, 22])
 def test_the_opset_asked_for_is_in_the_file(tmp_path: Path, mnist: Mnist, opset: int) -> None:
     flags = ("--dataset", "mnist5k", "--opset", opset, "--output", tmp_path / "out")

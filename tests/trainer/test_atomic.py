@@ -144,6 +144,17 @@ def test_what_a_killed_process_left_is_removed_and_what_a_live_one_has_is_not(tm
     assert_only(final, "new")
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_kill_between_the_two_renames_keeps_the_old_folder(old: Path, overwrite: bool) -> None:
+    stale = old.with_name(f".{old.name}-abc.partial")
+    stale.mkdir()
+    old.rename(stale / "old")
+    with pytest.raises((InputError, RuntimeError)), atomic_folder(old, ours=OURS, overwrite=overwrite):
+        raise RuntimeError
+    assert (old / FILE).exists()
+    assert not stale.exists()
+
+
 def test_a_file_is_the_old_one_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     write_file(path, b"old")

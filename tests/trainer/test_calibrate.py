@@ -9,7 +9,7 @@ from sklearn.metrics import log_loss
 from serve_cli.metrics import confidences
 from serve_cli.spec import is_calibration
 from trainer import calibrate as calibration
-from trainer.calibrate import calibrate, fit_temperature, lowest_floor
+from trainer.calibrate import calibrate, fit_temperature, lowest_threshold
 
 
 def calibrated(samples: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -53,8 +53,8 @@ def test_the_threshold_is_the_lowest_that_keeps_the_error_rate(seed: int) -> Non
     random = np.random.default_rng(seed)
     confidence = random.beta(8, 0.3, size=4000)
     wrong = random.random(4000) < 1.3 * (1 - confidence) ** 1.4
-    found = lowest_floor(confidence, wrong)
-    assert calibration.LOWEST_FLOOR < found < calibration.HIGHEST_FLOOR
+    found = lowest_threshold(confidence, wrong)
+    assert calibration.LOWEST_THRESHOLD < found < calibration.HIGHEST_THRESHOLD
 
     def error_rate(threshold: float) -> float:
         given = [is_wrong for sure, is_wrong in zip(confidence, wrong, strict=True) if sure >= threshold]
@@ -68,9 +68,9 @@ def test_the_threshold_is_bounded() -> None:
     """From below for a net with few errors; from above for one that is right or wrong at any confidence."""
     confidence = np.linspace(0.6, 1, 1000)
     few = round(1000 * calibration.ERROR_RATE)
-    assert lowest_floor(confidence, np.arange(1000) < few) == calibration.LOWEST_FLOOR
-    assert lowest_floor(confidence, np.arange(1000) <= few) == 0.601
-    assert lowest_floor(np.linspace(0, 1, 500), np.arange(500) % 2 == 1) == calibration.HIGHEST_FLOOR
+    assert lowest_threshold(confidence, np.arange(1000) < few) == calibration.LOWEST_THRESHOLD
+    assert lowest_threshold(confidence, np.arange(1000) <= few) == 0.601
+    assert lowest_threshold(np.linspace(0, 1, 500), np.arange(500) % 2 == 1) == calibration.HIGHEST_THRESHOLD
 
 
 def test_the_calibration_in_a_report() -> None:

@@ -100,6 +100,8 @@ def test_the_precision_of_accelerate_launch_counts_where_none_is_given(
         ("a.yaml", "", ("a.yaml holds no settings",)),
         ("a.json", '{"hidden": 3}', ("--hidden is 3",)),
         ("a.json", '{"recipe": ["fast"]}', ("--recipe is ",)),
+        ("a.json", f'{{"epochs": 1{"0" * 400}}}', ("--epochs is 1000",)),
+        ("a.yaml", "lr: 1e-3\nhidden: 32,16\nepochs: 0", ("--epochs is 0",)),  # YAML reads 1e-3 as text
     ],
 )
 def test_a_bad_file_of_settings_is_refused(

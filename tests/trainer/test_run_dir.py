@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from contextlib import suppress
@@ -44,6 +45,40 @@ def content(output: Path) -> dict[str, bytes]:
         for path in output.rglob("*")
         if path.is_file() and path.name != ".lock"
     }
+
+
+def test_a_run_that_was_killed_before_its_settings_were_written_starts_again(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "local.json").write_text('{"data_dir": null}')
+    for resume in (True, False):
+        with open_run(folder, overwrite=False, resume=resume) as status:
+            assert status is RunStatus.EMPTY
+        assert not content(folder)
+
+
+def test_the_root_is_no_run_directory(mnist: Mnist) -> None:
+    mnist("train", *QUICK, "--output", "/").assert_refused("/ cannot be a run directory")
+
+
+def test_a_data_folder_that_is_not_on_this_machine_is_not_remembered(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    run_dir.write_data_dir(tmp_path, tmp_path / "data")
+    assert run_dir.read_data_dir(tmp_path) == tmp_path / "data"
+    (tmp_path / "data").rmdir()
+    assert run_dir.read_data_dir(tmp_path) is None
+
+
+def test_sigterm_before_the_first_epoch_gives_a_replaced_run_its_name_back(
+    mnist: Mnist, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(output, 1)
+    before = content(output)
+    monkeypatch.setattr("trainer.train.load_dataset", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as ended:
+        mnist("train", *QUICK, "--output", output, "--overwrite")
+    assert ended.value.code == 143
+    assert content(output) == before
 
 
 def seed_of(output: Path) -> int | None:
@@ -283,8 +318,8 @@ def test_what_kills_left_behind_is_removed_and_stops_no_overwrite(output: Path) 
 def test_the_folder_of_the_data_is_kept_beside_the_config(output: Path, tmp_path: Path) -> None:
     make(output, 1)
     assert run_dir.read_data_dir(output) is None
-    begin(output, {"seed": 1}, Path("data"))
-    assert run_dir.read_data_dir(output) == Path("data").absolute()
+    begin(output, {"seed": 1}, Path("tests"))
+    assert run_dir.read_data_dir(output) == Path("tests").absolute()
     for text in ("", "[]", '{"data_dir": 1}'):
         (output / "local.json").write_text(text)
         assert run_dir.read_data_dir(output) is None

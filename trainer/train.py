@@ -216,7 +216,7 @@ def train_and_test(
     config: TrainConfig, status: RunStatus, saved: Checkpoint | None, options: Options
 ) -> None:
     """Load the data, train from `saved` or from the start, test once, and write the results."""
-    prepare_thread(config.threads)
+    torch.set_num_threads(config.threads)
     dataset = local_main_process_first(lambda: load_dataset(config.dataset, options.data_dir))
     data_sha256 = {"train": dataset.train.sha256, "test": dataset.test.sha256}
     require_same((data_sha256, dataset.labels), "their data: give all of them the same files")
@@ -280,6 +280,7 @@ def train_epochs(run: Run, state: TrainState) -> None:  # noqa: C901, PLR0912  (
     """
     config, options, accelerator, losses = run.config, run.options, run.accelerator, state.losses
     saving: Future[Path] | None = None
+    prepare_thread(config.threads)
     on_main_process(lambda: start_tracker(run, state.step))
     with (
         ThreadPoolExecutor(
@@ -344,6 +345,7 @@ def train_epochs(run: Run, state: TrainState) -> None:  # noqa: C901, PLR0912  (
             error.args = (f"{error}; {on_main_process(lambda: describe_way_on(options.output))}",)
             raise
         finally:
+            torch.set_flush_denormal(False)
             for tracker in accelerator.trackers:
                 tracker.finish()
 

@@ -371,3 +371,8 @@ def test_overwrite_replaces_a_run(mnist: Mnist, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "config.json").read_text())["seed"] == 2
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     mnist("train", *QUICK, "--output", tmp_path / "run").assert_refused("a finished run", "--overwrite")
+
+
+def test_a_training_leaves_the_arithmetic_of_its_thread_as_it_was(mnist: Mnist, tmp_path: Path) -> None:
+    assert mnist("train", *QUICK, "--output", tmp_path / "run").code == 0
+    assert (torch.tensor(1e-40) * 1).item() > 0, "denormal numbers are flushed to zero"

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -318,10 +319,11 @@ def train_epochs(run: Run, state: TrainState) -> None:  # noqa: C901, PLR0912  (
                         if asked and not is_last:
                             raise Stopped(asked, state.step)
 
+                step_losses = accelerator.reduce(losses, "sum")  # of all processes
                 metrics = EpochMetrics(
                     number=number,
                     step=state.step,
-                    train_loss=accelerator.reduce(losses.sum(), "sum").item() / len(run.train),
+                    train_loss=step_losses.sum().item() / len(run.train),
                     validation=evaluate(state.net, run.normalize, run.validation, accelerator),
                     learning_rate=state.optimizer.learning_rate,
                     seconds=state.seconds,
@@ -336,7 +338,7 @@ def train_epochs(run: Run, state: TrainState) -> None:  # noqa: C901, PLR0912  (
                     state.best_weights.copy_(state.optimizer.weights)
                 saving = save(run, state, saving, background)
                 bar.clear()
-                on_main_process(lambda: log_epoch(run, state))
+                on_main_process(partial(log_epoch, run, state, step_losses))
                 if asked:
                     raise Stopped(asked, state.step)
             wait_for_save(saving)
@@ -619,8 +621,10 @@ def show_progress(bar: "tqdm[Any]", run: Run, state: TrainState, epoch: int, pos
     bar.update((epoch - 1) * len(run.train) + position * run.config.batch_size + size - bar.n)
 
 
-def log_epoch(run: Run, state: TrainState) -> None:
+def log_epoch(run: Run, state: TrainState, step_losses: Tensor) -> None:
     """Print the line of the last epoch, write the metrics of all epochs so far, and track them.
+
+    `step_losses` are summed over the samples of each step and over the processes, float64 [steps].
 
     Raises:
         OSError: the system refused.
@@ -640,7 +644,7 @@ def log_epoch(run: Run, state: TrainState) -> None:
     if not run.accelerator.trackers:
         return
     first = metrics.step - run.steps_per_epoch + 1
-    for position, loss in enumerate(state.losses.tolist()):
+    for position, loss in enumerate(step_losses.tolist()):
         log({"train/step_loss": loss / run.batch_size_at(position)}, step=first + position)
     log(
         {

@@ -172,6 +172,25 @@ def test_an_error_of_the_network_is_said_to_be_a_lost_process(monkeypatch: pytes
     assert re.search(r"process 0 lost another process .*Connection closed by peer\).*--resume", str(found))
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_curves_for_tensorboard(tmp_path: Path, processes: int) -> None:
+    """The loss of a step is that of all processes together."""
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = tmp_path / "run"
+    flags = (*QUICK, "--tracker", "tensorboard", "--output", run, "--overwrite")
+    for _ in range(2):  # an --overwrite knows the files of the tracker
+        result = finish([*MNIST_TRAIN, *flags, "--num-processes", processes])
+        assert result.returncode == 0, result.stderr
+    curves = event_accumulator.EventAccumulator(str(run / "tensorboard"))
+    curves.Reload()
+    train_losses = [epoch["train_loss"] for epoch in epochs(run)]
+    assert [event.step for event in curves.Scalars("train/loss")] == [10, 20]
+    assert [event.value for event in curves.Scalars("train/loss")] == pytest.approx(train_losses)
+    steps = curves.Scalars("train/step_loss")
+    assert [event.step for event in steps] == list(range(1, 21))
+    assert sum(event.value for event in steps[:10]) / 10 == pytest.approx(train_losses[0], rel=1e-5)
+
+
 def test_two_processes_train_as_one_and_refuse_together(mnist: Mnist, tmp_path: Path) -> None:
     """On a machine without a GPU too, where a plain launch would train twice alone; one process prints."""
     flags = (*QUICK, "--batch-size", "70")  # odd shares, and a ragged last batch

@@ -182,21 +182,6 @@ def test_patience_keeps_the_best_weights_and_their_losses(
     assert loss == pytest.approx(best["validation"]["loss"], rel=1e-6)
 
 
-def test_curves_for_tensorboard(mnist: Mnist, tmp_path: Path) -> None:
-    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    flags = ("train", *QUICK, "--tracker", "tensorboard", "--output", tmp_path / "run")
-    assert mnist(*flags).code == 0
-    curves = event_accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
-    curves.Reload()
-    losses, steps = curves.Scalars("train/loss"), curves.Scalars("train/step_loss")
-    assert [event.step for event in losses] == [10, 20]
-    expected = [epoch["train_loss"] for epoch in epochs(tmp_path / "run")]
-    assert [event.value for event in losses] == pytest.approx(expected)
-    assert [event.step for event in steps] == list(range(1, 21))
-    assert sum(event.value for event in steps[:10]) / 10 == pytest.approx(expected[0], rel=1e-5)
-    assert mnist(*flags, "--overwrite").code == 0
-
-
 @pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
 def test_the_progress_bar_goes_to_the_terminal_and_the_lines_to_the_file(tmp_path: Path) -> None:
     import termios

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from serve_cli.errors import InputError
-from serve_cli.model_file import MAX_BYTES, ZIP_MAGIC, read_bytes, read_entries
+from serve_cli.model_file import ZIP_MAGIC, read_bytes, read_entries
 from serve_cli.process import printable
 from serve_cli.spec import STATE_DICT, is_calibration, temperature_of
 from trainer import run_dir
@@ -254,7 +254,7 @@ def _hidden_sizes(state: Mapping[str, Tensor], path: Path) -> tuple[int, ...]:
     except InputError as error:
         limit = str(error).partition("expected ")[2]
         raise InputError(
-            f"{path} has hidden layers {sizes}, which cannot be exported: take {limit}"
+            f"{path} has hidden layers {tuple(sizes)}, which cannot be exported: take {limit}"
         ) from error
 
 
@@ -266,8 +266,6 @@ def _check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], pa
         raise InputError(
             f"{path} has unexpected key {_some(extra)}: the tutorial's net has only {_some(expected)}"
         )
-    if sum(wanted.nbytes for wanted in expected.values()) > MAX_BYTES:  # tensors in a file may share memory
-        raise InputError(f"{path} stands for more than {MAX_BYTES // 1024**2} MiB of weights: {ADVICE}")
     for key, wanted in expected.items():
         found = state[key]
         if (found.layout, found.device.type) != (torch.strided, "cpu"):

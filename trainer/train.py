@@ -165,8 +165,9 @@ def train(settings: Mapping[str, Any], options: Options) -> None:
                 train_and_test(config, status, saved, options)
             note = " (finished already)" if status is RunStatus.FINISHED else ""
             on_main_process(lambda: print_result(f"Run directory: {options.output}{note}"))
-    except MnistError:  # in all processes at once
-        leave_group()
+    except MnistError as error:
+        if error.on_main_process_only:  # all processes raise it at once
+            leave_group()
         raise
     except (RuntimeError, MemoryError) as error:
         first_line = next(iter(str(error).splitlines()), type(error).__name__)

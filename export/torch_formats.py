@@ -17,11 +17,9 @@ import numpy as np
 import torch
 
 from export.parity import Runner
-from export.source import read_source
-from serve_cli.errors import InputError
-from serve_cli.model_file import parse_contract, read_entries, read_model, stated_hash
-from serve_cli.runtime import CHUNK, Prediction
-from serve_cli.spec import ARTIFACT_FILE, IMAGE_SIZE, INPUT, METADATA_KEY, MODEL_FILES, Contract
+from serve_cli.model_file import read_entries
+from serve_cli.runtime import Prediction
+from serve_cli.spec import IMAGE_SIZE, INPUT, METADATA_KEY, Contract
 from trainer.model import DeployedModel
 
 EXAMPLE = torch.zeros(2, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8)
@@ -134,41 +132,3 @@ def run_module(module: Module) -> Runner:
         return Prediction(logits, probabilities)
 
     return run
-
-
-RUNNERS = {
-    Path(MODEL_FILES["torchscript"].name).suffix: run_torchscript,
-    Path(MODEL_FILES["pt2"].name).suffix: run_pt2,
-}
-
-
-class TorchPredictor:
-    """Predicts with a TorchScript or torch.export file, a run's state_dict, or a bare one.
-
-    The first two are programs and may do anything: they are opened only inside an artifact whose
-    artifact.json has their hash. Who made the artifact is for the user to know.
-
-    Raises:
-        InputError: it cannot be read, or must not be run.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        if path.suffix in RUNNERS:
-            if stated_hash(path) is None:
-                raise InputError(
-                    f"{path} is a program that PyTorch would run, and no {ARTIFACT_FILE} beside it vouches "
-                    "for it: name it inside the artifact that it came with"
-                )
-            model = read_model(path)
-            contract = parse_contract(model, path)
-            self.labels, self.calibration = contract.labels, contract.calibration
-            self._run = RUNNERS[path.suffix](io.BytesIO(model))
-        else:
-            source = read_source(path, dataset=None, mean=None, std=None)
-            self.labels, self.calibration = source.labels, source.calibration
-            self._run = run_module(source.model())
-
-    def predict(self, images: np.ndarray, *, batch_size: int = CHUNK) -> Prediction:
-        """Classify uint8 `images` [N, 28, 28], white ink on black; N may be 0."""
-        return self._run(images, batch_size)

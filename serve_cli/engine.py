@@ -9,7 +9,7 @@ import numpy as np
 
 from serve_cli.errors import needs_extra
 from serve_cli.model_file import find_model
-from serve_cli.runtime import CHUNK, Prediction, Predictor
+from serve_cli.runtime import Prediction, Predictor
 from serve_cli.spec import MODEL_FILES, STATE_DICT
 
 TORCH_SUFFIXES = frozenset({".pt", ".pt2", ".pth", ".safetensors"})
@@ -23,7 +23,7 @@ class Engine(Protocol):
     labels: tuple[int | str, ...]
     calibration: Mapping[str, Any]
 
-    def predict(self, images: np.ndarray, *, batch_size: int = CHUNK) -> Prediction:
+    def predict(self, images: np.ndarray, *, batch_size: int | None = None) -> Prediction:
         """Classify uint8 `images` [N, 28, 28], white ink on black; N may be 0."""
 
 
@@ -40,5 +40,5 @@ def open_engine(path: Path) -> Engine:
     if path.suffix not in TORCH_SUFFIXES:
         return Predictor(path)
     with needs_extra("train", path.name):
-        engine: Engine = importlib.import_module("export.torch_formats").TorchPredictor(path)
+        engine: Engine = importlib.import_module("export.torch_predictor").TorchPredictor(path)
         return engine

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +19,10 @@ TERMINATED = 128 + signal.SIGTERM
 """Exit codes after Ctrl-C and kill, as shells have them."""
 
 HELP = ["-h", "--help"]
+
+MAIN_PROCESS_FIRST_S = 5.0
+"""How long the others of a group stay after an error that the main process reports: a launcher ends all of
+them as soon as one has failed, and the main process could be ended before it has said why."""
 
 
 def is_main_process() -> bool:
@@ -122,6 +127,8 @@ def guard(program: str, command: Callable[[], int]) -> int:
         sys.stdout.flush()
     except MnistError as error:
         warn(program, str(error), on_main_process_only=error.on_main_process_only)
+        if error.on_main_process_only and not is_main_process():
+            time.sleep(MAIN_PROCESS_FIRST_S)
         return error.exit_code
     except OSError as error:  # a disk that is full, a reader of our output that has gone
         discard(sys.stdout)

@@ -11,13 +11,20 @@ import numpy as np
 import onnxruntime as ort
 
 from serve_cli.errors import InputError
-from serve_cli.model_file import ZIP_MAGIC, parse_contract, read_model
-from serve_cli.onnx_file import Unfit, check_graph
-from serve_cli.spec import IMAGE_SIZE, INPUT, OUTPUTS, temperature_of
+from serve_cli.model_file import ZIP_MAGIC, read_model
+from serve_cli.spec import IMAGE_SIZE, INPUT, METADATA_KEY, OUTPUTS, Contract, temperature_of
 
 CHUNK = 256
-"""Images a call of the session: larger batches are slower for a net of this size."""
+"""Most images a call of the session: larger batches are slower, even for the smallest net."""
 
+BATCH_BYTES = 8 * 1024**2
+"""What the values that a graph computes for one batch may take: about a processor's cache."""
+
+LIGHT_BYTES = 1024**2
+"""Up to so many bytes of values an image one thread is fastest, and it does not spin."""
+
+NO_FOLDER = "/dev/null/none"
+"""Where onnxruntime looks for weights outside of a model's bytes; without it, in the current folder."""
 
 OUTPUT_NAMES = [output["name"] for output in OUTPUTS]
 
@@ -41,6 +48,9 @@ class Prediction:
 class Predictor:
     """An exported ONNX model, checked against its contract and ready to answer.
 
+    `batch_size` is the number of images that it computes at once unless told otherwise; a model that
+    `is_light` computes in one thread.
+
     Raises:
         InputError: the file is missing, is not an ONNX model, or carries no contract that fits it.
     """
@@ -52,18 +62,24 @@ class Predictor:
             raise InputError(
                 f"{path} is a PyTorch file, not ONNX: name an .onnx file (mnist export --format onnx)"
             )
-        self.contract = parse_contract(model, path)
+        self._session = open_session(model, str(path))
+        self.contract = contract_of(self._session, path)
         self.labels = self.contract.labels
         self.calibration = self.contract.calibration
-        try:
-            self._session = open_session(model)
-        except Unfit as error:
-            raise InputError(f"{path} is not run, {error}: make one with mnist export") from error
+        bytes_an_image = self.contract.model.get("activation_bytes", 1)
+        self.batch_size = min(max(1, BATCH_BYTES // max(1, bytes_an_image)), CHUNK)
+        self.is_light = bytes_an_image <= LIGHT_BYTES
+        if not self.is_light:
+            from serve_cli.workers import cores  # 10 ms to import, which the usual model does not need
+
+            self._session = open_session(model, str(path), threads=cores())
         _check_signature(self._session, path)
         self._check_temperature()
 
-    def predict(self, images: np.ndarray, *, batch_size: int = CHUNK) -> Prediction:
+    def predict(self, images: np.ndarray, *, batch_size: int | None = None) -> Prediction:
         """Classify uint8 `images` [N, 28, 28], white ink on black; N may be 0.
+
+        They are computed `batch_size` at a time, by default as many as suit the model.
 
         Raises:
             ValueError: another dtype or shape.
@@ -71,9 +87,10 @@ class Predictor:
         """
         if images.dtype != np.uint8 or images.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE):
             raise ValueError(f"images must be uint8 [N, 28, 28], not {images.dtype} {list(images.shape)}")
-        if len(images) <= batch_size:
+        size = self.batch_size if batch_size is None else max(batch_size, 1)
+        if len(images) <= size:
             return Prediction(*self._run(images))
-        results = [self._run(chunk) for chunk in _chunks(images, batch_size)]
+        results = [self._run(chunk) for chunk in _chunks(images, size)]
         return Prediction(*(np.concatenate(parts) for parts in zip(*results, strict=True)))
 
     def _check_temperature(self) -> None:
@@ -104,24 +121,42 @@ def _chunks(images: np.ndarray, size: int) -> Iterator[np.ndarray]:
         yield images[start : start + size]
 
 
-def open_session(model: bytes) -> Any:
+def open_session(model: bytes, name: str = "the model", *, threads: int = 1) -> Any:
     """An onnxruntime session of an ONNX file; it prints nothing and opens no other file.
 
     Raises:
-        Unfit: the file holds what ours never hold, or onnxruntime cannot run it.
+        InputError: onnxruntime cannot run it; the message calls it `name`.
     """
-    check_graph(model)
     options = ort.SessionOptions()
-    options.intra_op_num_threads = 1  # fastest for this net, and it does not spin
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.load_model_format", "ONNX")  # it has one of its own, too
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", NO_FOLDER)
     options.log_severity_level = 4  # what is wrong with a file is ours to say
     try:
-        # From bytes: a model can then not make the runtime open any other file.
         # Its fallback would try again, and print about that on stdout.
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions have no common base
-        raise Unfit(f"onnxruntime {ort.__version__} cannot run it ({_reason(error)})") from error
+        raise InputError(
+            f"{name} is no model that onnxruntime {ort.__version__} can run ({_reason(error)}): "
+            "make one with mnist export"
+        ) from error
+
+
+def contract_of(session: Any, path: Path) -> Contract:
+    """The contract in the metadata of an open model; `path` is for errors.
+
+    Raises:
+        InputError: it carries none that this version understands.
+    """
+    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    if text is None:
+        raise InputError(
+            f"{path} carries no {METADATA_KEY} contract: make an artifact of it with "
+            f"mnist export {path} --output DIR, then name DIR"
+        )
+    return Contract.from_json(text, path)
 
 
 def _reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""How far the outputs of a model file may differ from PyTorch's.
+"""How far the outputs of a model file may differ from the original's.
 
 The proof of an export and `mnist verify` both use these constants; what a file says of itself does not count.
 """

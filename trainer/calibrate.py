@@ -33,15 +33,18 @@ DECIMALS = 6
 """Of the measured shares."""
 
 
-def calibrate(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+def calibrate(
+    logits: np.ndarray, labels: np.ndarray, *, lowest_temperature: float = LOWEST
+) -> dict[str, Any]:
     """The calibration of a run, from `logits` float32 [N, 10] and true `labels` int64 [N]; N >= 1.
 
-    `temperature` divides the logits before their softmax; below `min_confidence`, from 0 to 1, a prediction
-    is 'not sure', so that at most `error_rate` (0 to 1) of the others are wrong, see lowest_threshold.
+    `temperature` divides the logits before their softmax, it is at least `lowest_temperature`; below
+    `min_confidence`, from 0 to 1, a prediction is 'not sure', so that at most `error_rate` (0 to 1) of the
+    others are wrong, see lowest_threshold.
     `validation` has the result on these `samples`: the share `refused`, how many of the other predictions
     are `errors`, and the expected calibration error with temperature 1 and with this one.
     """
-    temperature = fit_temperature(logits, labels)
+    temperature = max(fit_temperature(logits, labels), lowest_temperature)
     confidence = confidences(logits / temperature)
     wrong = logits.argmax(axis=1) != labels
     threshold = lowest_threshold(confidence, wrong)

@@ -1,5 +1,7 @@
 """The net of the tutorial, and the module that is deployed: normalisation, net, calibrated softmax in one."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +19,9 @@ class MLP(nn.Module):
         self.hidden = hidden
         sizes = [IMAGE_SIZE**2, *hidden, CLASSES]
         self.depth = len(sizes) - 1
+        self.activation: Callable[[Tensor], Tensor] = (
+            torch.relu
+        )  # an export tries others on nets that read badly
         for layer in range(1, self.depth + 1):
             setattr(self, f"fc{layer}", nn.Linear(sizes[layer - 1], sizes[layer]))
 
@@ -24,7 +29,7 @@ class MLP(nn.Module):
         """Map normalised float32 `pixels` [N, 28, 28] (or [N, 784]) to logits [N, 10]."""
         x = pixels.flatten(1)  # [N, 784]
         for layer in range(1, self.depth):
-            x = torch.relu(getattr(self, f"fc{layer}")(x))
+            x = self.activation(getattr(self, f"fc{layer}")(x))
         logits: Tensor = getattr(self, f"fc{self.depth}")(x)
         return logits
 

@@ -1,0 +1,366 @@
+"""An ONNX file of another program, and what makes an artifact of it: the contract's input and outputs.
+
+`OnnxSource.compose` puts the cast, the normalisation and the softmax into the graph. The result is compared
+with the original file, which onnxruntime runs on pixels that numpy has normalised.
+"""
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.inliner
+from onnx import TensorProto, helper, numpy_helper
+
+from export.onnx_formats import strip_notes
+from export.parity import Runner, edge_pictures
+from export.source import Convert, Source
+from export.torch_formats import ConversionOptions
+from serve_cli.errors import InputError
+from serve_cli.model_file import MAX_BYTES, read_bytes
+from serve_cli.process import printable
+from serve_cli.runtime import OUTPUT_NAMES, Prediction, open_session
+from serve_cli.spec import CLASSES, IMAGE_SIZE, INPUT, METADATA_KEY, OUTPUTS, temperature_of
+from serve_cli.workers import cores
+
+PREFIX = "model/"
+"""Put before all names of the original graph, so that none is one of ours."""
+
+LAYOUTS = (
+    (IMAGE_SIZE**2,),
+    (IMAGE_SIZE, IMAGE_SIZE),
+    (1, IMAGE_SIZE, IMAGE_SIZE),
+    (IMAGE_SIZE, IMAGE_SIZE, 1),
+)
+"""Shapes of one image that the input may have."""
+
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
+INTEGERS = (TensorProto.UINT8, TensorProto.INT8, TensorProto.INT32, TensorProto.INT64)
+"""Types that the input may have: floats get normalised pixels, integers the pixels from 0 to 255."""
+
+LEAST_PROBABILITY = 1e-30
+"""Smaller ones count as this one, so that each has a logarithm; float32 goes down to 1e-38."""
+
+SUM_TOLERANCE = 1e-3
+"""How far probabilities may sum from 1; float16 has 3 digits."""
+
+LONGEST_REASON = 200
+
+ADVICE = "export it again with one input of 28x28 pixels and one output of ten numbers"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxSource(Source):
+    """A model of any architecture; `layout` is the shape of one image in its input.
+
+    `fixed_batch` is the batch size that the file was made for, None where it takes any. `output` is the name
+    of its ten numbers an image: probabilities where `is_softmax`, otherwise logits.
+    """
+
+    proto: onnx.ModelProto
+    sha256: str
+    layout: tuple[int, ...]
+    fixed_batch: int | None
+    output: str
+    is_softmax: bool
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether the input is of floats; a file that takes integers normalises them itself."""
+        return _input(self.proto).type.tensor_type.elem_type in FLOATS
+
+    def runner(self) -> Runner:
+        """Run the original file; its probabilities become logits by their logarithm."""
+        image = _input(self.proto)
+        dtype = helper.tensor_dtype_to_np_dtype(image.type.tensor_type.elem_type)
+        session = open_session(self.proto.SerializeToString(), threads=cores())
+        temperature = temperature_of(self.calibration)
+
+        def run(images: np.ndarray, batch_size: int) -> Prediction:
+            values = (
+                images if not self.normalizes else (images.astype(np.float32) / 255 - self.mean) / self.std
+            )
+            values = values.astype(dtype).reshape(-1, *self.layout)
+            step = self.fixed_batch or batch_size
+            parts = []
+            for start in range(0, len(values), step):
+                part = values[start : start + step]
+                padding = np.zeros((step - len(part) if self.fixed_batch else 0, *self.layout), dtype)
+                (found,) = session.run([self.output], {image.name: np.concatenate([part, padding])})
+                parts.append(found.reshape(-1, CLASSES)[: len(part)])
+            raw = np.concatenate([np.empty((0, CLASSES), np.float32), *parts]).astype(np.float32)
+            logits = np.log(np.maximum(raw, LEAST_PROBABILITY)) if self.is_softmax else raw
+            shares = np.exp((logits - logits.max(axis=1, keepdims=True)).astype(np.float64) / temperature)
+            return Prediction(logits, (shares / shares.sum(axis=1, keepdims=True)).astype(np.float32))
+
+        return run
+
+    def convert(self, _convert: Convert, _options: ConversionOptions) -> bytes:
+        """The file with the input and the outputs of the contract, for a batch of any size.
+
+        Raises:
+            InputError: the graph works with a batch of one size only.
+        """
+        return self.compose()
+
+    def weights(self) -> Mapping[str, np.ndarray]:
+        """The constants of the original graph."""
+        shapes = _batch_shapes(self.proto, self.fixed_batch)
+        return {
+            PREFIX + item.name: numpy_helper.to_array(item)
+            for item in self.proto.graph.initializer
+            if item.name not in shapes
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """Operators in place of layers, and what the runtime needs to choose batch size and threads."""
+        operators = list(dict.fromkeys(node.op_type for node in self.proto.graph.node))
+        return {
+            "layers": ", ".join(operators),
+            "parameters": sum(math.prod(item.dims) for item in self.proto.graph.initializer),
+            "onnx_sha256": self.sha256,
+            "activation_bytes": _activation_bytes(self.compose()),
+        }
+
+    def compose(self) -> bytes:
+        """The original graph between our input and our outputs."""
+        model = onnx.ModelProto()
+        model.CopyFrom(self.proto)
+        _free_batch(model, self.fixed_batch)
+        name, output = PREFIX + _input(model).name, PREFIX + self.output
+        input_type = _input(model).type.tensor_type.elem_type
+        model = onnx.compose.add_prefix(model, PREFIX)
+        graph = model.graph
+        before, constants = self._before(name, input_type)
+        after, more = self._after(output)
+        nodes = [
+            node for node in graph.node if node.op_type != "ZipMap"
+        ]  # makes a list of dicts, unused here
+        del graph.node[:], graph.value_info[:], graph.output[:]
+        graph.node.extend([*before, *nodes, *after])
+        graph.initializer.extend([*constants, *more])
+        kept = [item for item in graph.input if item.name != name]  # older files list their constants here
+        del graph.input[:]
+        image = helper.make_tensor_value_info(INPUT["name"], TensorProto.UINT8, INPUT["shape"])
+        graph.input.extend([image, *kept])
+        graph.output.extend(
+            helper.make_tensor_value_info(item["name"], TensorProto.FLOAT, item["shape"]) for item in OUTPUTS
+        )
+        graph.name = "mnist"
+        strip_notes(model)
+        return model.SerializeToString(deterministic=True)
+
+    def _before(self, name: str, input_type: int) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
+        """What leads from the image to the input `name` of the original graph."""
+        nodes, constants, last = [], [], INPUT["name"]
+        if self.normalizes:
+            nodes.append(helper.make_node("Cast", [last], ["pixels"], to=TensorProto.FLOAT))
+            last = "pixels"
+            for operator, operand, value in (
+                ("Div", "white", 255),
+                ("Sub", "mean", self.mean),
+                ("Div", "std", self.std),
+            ):
+                constants.append(numpy_helper.from_array(np.array(value, np.float32), operand))
+                nodes.append(helper.make_node(operator, [last, operand], [f"by_{operand}"]))
+                last = f"by_{operand}"
+        constants.append(numpy_helper.from_array(np.array([-1, *self.layout]), "layout"))
+        nodes.append(helper.make_node("Reshape", [last, "layout"], ["in_layout"]))
+        nodes.append(helper.make_node("Cast", ["in_layout"], [name], to=input_type))
+        return nodes, constants
+
+    def _after(self, output: str) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
+        """What leads from the `output` of the original graph to logits and probabilities."""
+        logits, probabilities = OUTPUT_NAMES
+        constants = [numpy_helper.from_array(np.array([-1, CLASSES]), "in_rows")]
+        nodes = [
+            helper.make_node("Cast", [output], ["floats"], to=TensorProto.FLOAT),
+            helper.make_node("Reshape", ["floats", "in_rows"], ["rows" if self.is_softmax else logits]),
+        ]
+        if self.is_softmax:
+            constants.append(numpy_helper.from_array(np.array(LEAST_PROBABILITY, np.float32), "least"))
+            nodes.append(helper.make_node("Max", ["rows", "least"], ["at_least"]))
+            nodes.append(helper.make_node("Log", ["at_least"], [logits]))
+        scaled = logits
+        if (temperature := temperature_of(self.calibration)) != 1:
+            constants.append(numpy_helper.from_array(np.array(temperature, np.float32), "temperature"))
+            nodes.append(helper.make_node("Div", [logits, "temperature"], ["scaled"]))
+            scaled = "scaled"
+        nodes.append(helper.make_node("Softmax", [scaled], [probabilities], axis=1))
+        return nodes, constants
+
+
+def read_onnx(path: Path, *, dataset: str, mean: float, std: float, is_given: bool) -> OnnxSource:
+    """Read an ONNX file, and the files beside it that its weights may be in.
+
+    `is_given` says whether the user gave mean or std.
+
+    Raises:
+        InputError: it is no ONNX file, is damaged, or has another input or output than a digit classifier.
+    """
+    proto, sha256 = _load(path)
+    if METADATA_KEY in {item.key for item in proto.metadata_props}:
+        raise InputError(f"{path} was made by mnist export and is proven already: use it as it is")
+    layout, batch = _check_input(proto, path)
+    source = OnnxSource(
+        folder=path.parent,
+        mean=mean,
+        std=std,
+        dataset=dataset,
+        proto=proto,
+        sha256=sha256,
+        layout=layout,
+        fixed_batch=batch,
+        output=_find_output(proto, path),
+        is_softmax=False,
+    )
+    if not source.normalizes and is_given:
+        raise InputError(
+            f"{path} takes pixels as integers and normalises them itself: leave out --mean and --std"
+        )
+    return dataclasses.replace(source, is_softmax=_sums_to_one(source, path))
+
+
+def _load(path: Path) -> tuple[onnx.ModelProto, str]:
+    """The whole model, and the SHA-256 of the file and of those that its weights are in."""
+    data = read_bytes(path)
+    digest = hashlib.sha256(data)
+    try:
+        proto = onnx.load_model_from_string(data)
+        for name in sorted(_external_files(proto)):
+            digest.update(read_bytes(path.parent / name))
+        onnx.load_external_data_for_model(proto, str(path.parent))
+        onnx.checker.check_model(proto)
+        if proto.functions:
+            proto = onnx.inliner.inline_local_functions(proto)
+    except InputError:
+        raise
+    except Exception as error:  # those of protobuf and onnx have no common base
+        reason = printable(str(error).strip().partition("\n")[0][:LONGEST_REASON])
+        raise InputError(f"{path} is damaged or no ONNX file ({reason}): export it again") from error
+    if proto.ByteSize() > MAX_BYTES:
+        raise InputError(f"{path} has more than {MAX_BYTES // 1024**2} MiB with its weights, the limit here")
+    return proto, digest.hexdigest()
+
+
+def _external_files(proto: onnx.ModelProto) -> set[str]:
+    """Names of the files beside the model that hold weights: torch.onnx.export makes one, NAME.onnx.data."""
+    external = (item for item in proto.graph.initializer if item.data_location == TensorProto.EXTERNAL)
+    return {entry.value for item in external for entry in item.external_data if entry.key == "location"}
+
+
+def _input(proto: onnx.ModelProto) -> onnx.ValueInfoProto:
+    """The first input that is no constant."""
+    constants = {item.name for item in proto.graph.initializer}
+    return next(item for item in proto.graph.input if item.name not in constants)
+
+
+def _check_input(proto: onnx.ModelProto, path: Path) -> tuple[tuple[int, ...], int | None]:
+    """The shape of one image, and the batch size that the file was made for, None for any.
+
+    Raises:
+        InputError: the input is not one batch of images of 28x28 pixels.
+    """
+    constants = {item.name for item in proto.graph.initializer}
+    inputs = [item for item in proto.graph.input if item.name not in constants]
+    if len(inputs) != 1:
+        raise InputError(f"{path} has {len(inputs)} inputs, expected one: {ADVICE}")
+    tensor = inputs[0].type.tensor_type
+    dims = [item.dim_value or None for item in tensor.shape.dim]
+    fits = [
+        layout
+        for layout in LAYOUTS
+        if len(dims) == 1 + len(layout)
+        and all(found in (None, size) for found, size in zip(dims[1:], layout, strict=True))
+    ]
+    if not fits or tensor.elem_type not in (*FLOATS, *INTEGERS):
+        shape = ", ".join(str(size or "N") for size in dims)
+        kind = TensorProto.DataType.Name(tensor.elem_type).lower()
+        raise InputError(
+            f"{path} takes {kind} [{shape}], expected float or uint8 [N, 784], [N, 28, 28], [N, 1, 28, 28] "
+            f"or [N, 28, 28, 1]: {ADVICE}"
+        )
+    return fits[0], dims[0]
+
+
+def _find_output(proto: onnx.ModelProto, path: Path) -> str:
+    """The name of the output that has ten numbers an image.
+
+    scikit-learn's converters add the labels, and turn the probabilities into dicts by ZipMap; what ZipMap
+    reads is taken in its place.
+
+    Raises:
+        InputError: there is no such output, or more than one.
+    """
+    graph = proto.graph
+    zipped = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "ZipMap"}
+    found = [
+        zipped.get(item.name, item.name)
+        for item in graph.output
+        if item.name in zipped
+        or (
+            item.type.tensor_type.elem_type in FLOATS
+            and [size.dim_value for size in item.type.tensor_type.shape.dim][1:] in ([], [0], [CLASSES])
+        )
+    ]
+    if len(found) != 1:
+        names = ", ".join(printable(item.name) for item in graph.output)
+        raise InputError(
+            f"{path} has the outputs {names[:LONGEST_REASON]}, expected one of ten floats an image: {ADVICE}"
+        )
+    return found[0]
+
+
+def _sums_to_one(source: OnnxSource, path: Path) -> bool:
+    """Whether the outputs for pictures of any kind are probabilities.
+
+    Raises:
+        InputError: the model fails on them, or gives other than ten finite numbers for each.
+    """
+    pictures = edge_pictures()
+    try:
+        found = source.runner()(pictures, len(pictures)).logits
+    except (InputError, ValueError) as error:
+        raise InputError(f"{path} gives no ten numbers an image ({error}): {ADVICE}") from error
+    if len(found) != len(pictures) or not np.isfinite(found).all():
+        raise InputError(f"{path} gives no ten finite numbers an image: {ADVICE}")
+    is_share = (found >= 0).all() and (found <= 1).all()
+    return bool(is_share and np.abs(found.sum(axis=1) - 1).max() < SUM_TOLERANCE)
+
+
+def _free_batch(proto: onnx.ModelProto, fixed_batch: int | None) -> None:
+    """Change the shapes that a graph for one batch size reshapes to: -1 in place of the batch size."""
+    for item in _batch_shapes(proto, fixed_batch).values():
+        item.CopyFrom(numpy_helper.from_array(np.array([-1, *numpy_helper.to_array(item)[1:]]), item.name))
+
+
+def _batch_shapes(proto: onnx.ModelProto, fixed_batch: int | None) -> dict[str, TensorProto]:
+    """The constant shapes of Reshape that begin with the fixed batch size and have no -1, by name."""
+    shapes = {node.input[1] for node in proto.graph.node if node.op_type == "Reshape"}
+    constants = {item.name: item for item in proto.graph.initializer}
+    nodes = proto.graph.node
+    constants |= {node.output[0]: node.attribute[0].t for node in nodes if node.op_type == "Constant"}
+    values = {name: numpy_helper.to_array(constants[name]) for name in shapes & constants.keys()}
+    return {
+        name: constants[name]
+        for name, value in values.items()
+        if fixed_batch is not None and value.ndim == 1 and value[0] == fixed_batch and -1 not in value
+    }
+
+
+def _activation_bytes(model: bytes) -> int:
+    """Bytes of all values that the graph computes for one image, as far as their shapes are known."""
+    proto = onnx.load_model_from_string(model)
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    for output in proto.graph.output:
+        output.type.tensor_type.shape.dim[0].dim_value = 1
+    inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    shapes = (
+        [size.dim_value for size in item.type.tensor_type.shape.dim] for item in inferred.graph.value_info
+    )
+    return 4 * sum(map(math.prod, shapes))

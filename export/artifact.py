@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +19,7 @@ from export import torch_formats as pytorch
 from export import triton
 from export.model_card import model_card
 from export.parity import (
+    REFERENCE,
     Parity,
     ParityInputs,
     Runner,
@@ -73,10 +74,12 @@ USUAL_NORMALIZATIONS = (
 """Mean and std in tutorials: the notebook's, those of MNIST's pixels, none, pixels from 0 to 255; then the
 first three for inverted pixels: 1 - x, normalised with mean and std, is x with 1 - mean and -std."""
 
-CLEARLY, POOR = 0.01, 0.85
-"""Of a net that is no run's: how much better (0 to 1) than as it is given it must read with another
-normalisation for that to be recommended; below which accuracy other activations are tried and the user is
+CLEARLY, TRAINED, POOR = 0.01, 0.5, 0.85
+"""Of a net that is no run's: how much better (0 to 1) than as it is given, and how well at all, it must read
+in another way for that to be recommended; below which accuracy other activations are tried and the user is
 warned. Nets of 4,000 digits have 0.88."""
+
+RELU = "ReLU"
 
 ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "tanh": torch.tanh,
@@ -113,7 +116,7 @@ class Format:
     first_opset: int | None = None
 
 
-ONNX_BACKENDS = {"onnxruntime": onnx.run_onnxruntime, onnx.REFERENCE: onnx.run_reference}
+ONNX_BACKENDS = {"onnxruntime": onnx.run_onnxruntime, REFERENCE: onnx.run_reference}
 
 FORMATS = {
     "onnx": Format(onnx.convert_onnx, onnx.embed_contract, ONNX_BACKENDS, onnx.weights, onnx.FIRST_OPSET),
@@ -261,7 +264,7 @@ def require_proof(
     if kind.weights is not None:
         require_same_weights(path.name, kind.weights(path.read_bytes()), source.weights())
     backends = {backend: load(path) for backend, load in kind.backends.items()}
-    slow = () if isinstance(source, NetSource) else (onnx.REFERENCE,)
+    slow = () if isinstance(source, NetSource) else (REFERENCE,)
     for backend in slow:
         try:
             backends[backend](inputs.images[:1], 1)
@@ -319,36 +322,41 @@ def find_cause(source: Source, train: Split, accuracy: float, log: Callable[[str
     `accuracy` is that on the test split, from 0 to 1. `log` receives how well the given normalisation fits.
     """
     train = train.take(torch.arange(min(CHECK_IMAGES, len(train))))
-    own, read = _accuracy(source, train), f"of {len(train):,} training images"
+    read, given = f"of {len(train):,} training images", (source.mean, source.std)
+    tries = {
+        (mean, std, name): _accuracy(changed, train)
+        for mean, std in ((given, *USUAL_NORMALIZATIONS) if source.normalizes else (given,))
+        for name, changed in _with_activations(
+            dataclasses.replace(source, mean=mean, std=std), all_of_them=accuracy < POOR
+        )
+    }
+    own = tries[*given, RELU]
+    mean, std, name = best = max(tries, key=lambda way: tries[way])
+    if tries[best] > max(own + CLEARLY, TRAINED):
+        inverted = " (it was trained on inverted pixels)" if std < 0 else ""
+        flags = f"--mean {mean} --std {std}"
+        if name == RELU:
+            way, advice = f"{flags}{inverted}", "export it with those"
+        else:
+            way, advice = f"{name} in place of {RELU}", AS_ONNX
+            way += f" and {flags}{inverted}" if (mean, std) != given else ""
+        return f"with {way} it reads {tries[best]:.1%} {read}, as it is {own:.1%}: {advice}"
     if source.normalizes:
-        normalized = {
-            (mean, std): _accuracy(dataclasses.replace(source, mean=mean, std=std), train)
-            for mean, std in USUAL_NORMALIZATIONS
-        }
-        mean, std = max(normalized, key=lambda usual: normalized[usual])
-        given, best = f"--mean {source.mean} --std {source.std}", normalized[mean, std]
-        if best > own + CLEARLY:
-            inverted = " (it was trained on inverted pixels)" if std < 0 else ""
-            return (
-                f"with --mean {mean} --std {std} it reads {best:.1%} {read}{inverted}, with {given} {own:.1%}: "
-                "export it with those"
-            )
-        log(f"normalisation: {given} reads {own:.1%} {read}, none of the {len(normalized)} usual ones more")
-    if accuracy >= POOR:
-        return ""
-    if isinstance(source, NetSource):
-        found = {
-            name: _accuracy(source.with_activation(activation), train)
-            for name, activation in ACTIVATIONS.items()
-        }
-        name = max(found, key=lambda activation: found[activation])
-        if found[name] > own + CLEARLY:
-            rate = f"{found[name]:.1%} {read}, not {own:.1%}"
-            return f"with {name} in place of ReLU it reads {rate}: {AS_ONNX}"
-    return (
-        f"it reads {own:.1%} {read}, far less than a trained net: was it trained on pictures prepared in "
-        "another way, or on other labels?"
-    )
+        log(f"normalisation: --mean {source.mean} --std {source.std} fits, {own:.1%} {read} are read right")
+    if accuracy < POOR:
+        return (
+            f"it reads {own:.1%} {read}, far less than a trained net: was it trained on pictures prepared in "
+            "another way, or on other labels?"
+        )
+    return ""
+
+
+def _with_activations(source: Source, *, all_of_them: bool) -> Iterator[tuple[str, Source]]:
+    """Yield the source itself and, of a state_dict, also with each of ACTIVATIONS."""
+    yield RELU, source
+    if all_of_them and isinstance(source, NetSource):
+        for name, activation in ACTIVATIONS.items():
+            yield name, source.with_activation(activation)
 
 
 def _accuracy(source: Source, split: Split) -> float:
@@ -374,7 +382,7 @@ def describe(source: Source, dataset: Dataset, inputs: ParityInputs, license_nam
     packages = ("mnist-toolkit", "onnx", "onnxruntime", "torch")
     return Contract(
         labels=dataset.labels,
-        normalization={"mean": source.mean, "std": source.std},
+        normalization={"mean": source.mean, "std": source.std} if source.normalizes else {},
         model=source.describe(),
         training=source.training,
         calibration=source.calibration,

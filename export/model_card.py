@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from string import Template
 from typing import Any
 
-from export.parity import MOST_LOST
+from export.parity import MOST_LOST, REFERENCE, SUBSET
 from serve_cli.spec import MODEL_FILES, PARITY_FILE, VECTORS, Contract
 from serve_cli.tolerance import FLOAT
 
@@ -32,8 +32,8 @@ metrics: [accuracy]
 
 # Digit classifier
 
-A $layers multilayer perceptron with $parameters parameters that sorts 28x28 grey pictures into $classes \
-classes: $labels. It reads $accuracy of the test images of $dataset right.
+$net with $parameters parameters that sorts 28x28 grey pictures into $classes classes: $labels. It reads \
+$accuracy of the test images of $dataset right.
 
 ## Files
 
@@ -48,7 +48,7 @@ every file, `$vectors/` real digits with the original's outputs; `mnist verify` 
 
 $tensors
 
-Pixels are $polarity. Before the model, $preprocessing (x / 255, minus $mean, divided by $std).
+Pixels are $polarity. Before the model, $preprocessing ($normalization).
 
 ## Use
 
@@ -79,10 +79,10 @@ $confidence
 ## Proof
 
 Each file was compared with the original on all test images, on a part of them at the batch sizes \
-$batch_sizes, float files on edge pictures, too, before it was published; `$parity_file` has the differences. Float files: \
-every logit within $absolute + $relative of the row's largest, every weight to the last bit. The 8-bit file: \
-at most $most_lost, or 3 images, less accurate. An image whose label is a matter of rounding does not count \
-as another label.
+$batch_sizes, float files on edge pictures, too, before it was published; `$parity_file` has the \
+differences. Float files: every logit within $absolute + $relative of the row's largest, every weight to the \
+last bit. The 8-bit file: at most $most_lost, or 3 images, less accurate. An image whose label is a matter \
+of rounding does not count as another label.$slow
 
 | Format | Engines | Other labels | Accuracy |
 |---|---|---|---|
@@ -100,10 +100,13 @@ def model_card(contract: Contract, files: Mapping[str, str]) -> str:
     """The card of an artifact with `files`, by format; Markdown with the head that model hubs look for."""
     evaluation = contract.evaluation
     low, high = evaluation["accuracy_interval"]
+    is_foreign = "onnx_sha256" in contract.model
     tensors = (contract.input, *contract.outputs)
     return CARD.substitute(
         license=contract.license,
-        layers=contract.model["layers"],
+        net=f"A net of {contract.model['layers']}"
+        if is_foreign
+        else f"A {contract.model['layers']} multilayer perceptron",
         parameters=f"{contract.model['parameters']:,}",
         classes=len(contract.labels),
         labels=", ".join(map(str, contract.labels)),
@@ -115,8 +118,9 @@ def model_card(contract: Contract, files: Mapping[str, str]) -> str:
         ),
         polarity=contract.input["polarity"],
         preprocessing=contract.preprocessing,
-        mean=contract.normalization["mean"],
-        std=contract.normalization["std"],
+        normalization="x / 255, minus {mean}, divided by {std}".format(**contract.normalization)
+        if contract.normalization
+        else "the model's own",
         uses="\n\n".join(USES[name].format(file=file) for name, file in files.items()),
         training=_training(contract),
         samples=f"{evaluation['samples']:,}",
@@ -127,12 +131,15 @@ def model_card(contract: Contract, files: Mapping[str, str]) -> str:
         loss=f"{evaluation['loss']:.4f}",
         calibration_error=f"{evaluation['calibration_error']:.4f}",
         rows="\n".join(map(_class_row, evaluation["classes"])),
-        confidence=_confidence(contract.calibration),
+        confidence=_confidence(contract.calibration, "training" if is_foreign else "held-out training"),
         batch_sizes=", ".join(map(str, next(iter(contract.parity.values()))["batch_sizes"])),
         parity_file=PARITY_FILE,
         absolute=f"{FLOAT.absolute:g}",
         relative=f"{FLOAT.relative:g}",
         most_lost=f"{MOST_LOST:.1%}",
+        slow=f" The original is an ONNX file in onnxruntime; {REFERENCE} got {SUBSET} test images."
+        if is_foreign
+        else "",
         proofs="\n".join(
             f"| {name} | {', '.join(proof['engines'])} | {proof['argmax_flips']} of {proof['samples']:,} "
             f"| {proof['accuracy']:.2%} |"
@@ -149,7 +156,7 @@ def _class_row(row: Mapping[str, Any]) -> str:
 
 def _training(contract: Contract) -> str:
     if not contract.training:
-        return "Unknown: the model came as a bare state_dict."
+        return "Unknown: the net was brought as a state_dict or an ONNX file."
     training = contract.training
     settings = ", ".join(f"{key} {value}" for key, value in training["config"].items())
     versions = ", ".join(f"{name} {version}" for name, version in contract.versions.items())
@@ -159,7 +166,7 @@ def _training(contract: Contract) -> str:
     )
 
 
-def _confidence(calibration: Mapping[str, Any]) -> str:
+def _confidence(calibration: Mapping[str, Any], images: str) -> str:
     if not calibration:
         return (
             "`probabilities` are the softmax of `logits`, not calibrated: no images were held out for it. "
@@ -168,7 +175,7 @@ def _confidence(calibration: Mapping[str, Any]) -> str:
     validation, threshold = calibration["validation"], calibration["min_confidence"]
     return (
         f"`probabilities` are softmax(`logits` / {calibration['temperature']}), computed in the model: this "
-        f"temperature has the least cross-entropy on {validation['samples']:,} held-out training images, and "
+        f"temperature has the least cross-entropy on {validation['samples']:,} {images} images, and "
         "takes their expected calibration error from "
         f"{validation['calibration_error_before']:.4f} to {validation['calibration_error_after']:.4f} (Guo "
         f"et al. 2017). Below a confidence of {threshold} the prediction should be 'not sure'. The threshold "

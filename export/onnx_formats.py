@@ -28,9 +28,6 @@ FIRST_INT8_OPSET = 19
 
 CALIBRATION_BATCH = 500
 
-REFERENCE = "onnx.reference"
-"""Name of ONNX's own evaluator as a backend of the proof."""
-
 IMAGE_METADATA = {
     "Image.BitmapPixelFormat": "Gray8",
     "Image.ColorSpaceGamma": "SRGB",

@@ -29,6 +29,9 @@ SMALL_BATCHES = (0, 1, 7)
 SUBSET = 200
 """Test images at the small batch sizes; all of them are compared at CHUNK."""
 
+REFERENCE = "onnx.reference"
+"""ONNX's own evaluator, a backend that is slow for all but the smallest nets."""
+
 SMALL_SUBSET = 16
 """Test images at the small batch sizes in a slow backend, which gets SUBSET of them at CHUNK: ONNX's own
 evaluator takes 20 ms for an image in a small convolutional net."""

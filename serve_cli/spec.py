@@ -258,8 +258,9 @@ CHECKS: Mapping[str, Callable[[Any], bool]] = {
 class Contract:
     """What a model file says about itself.
 
-    `normalization` holds mean and std on the scale 0 to 1, for information: the graph applies them.
-    `training` is empty for a state_dict whose origin is unknown; `evaluation` was measured at the export.
+    `normalization` holds mean and std on the scale 0 to 1, for information: the graph applies them; it is
+    empty for a model that takes pixels as they are. `training` is empty for a net whose origin is unknown;
+    `evaluation` was measured at the export.
     `calibration` is the run's own, and empty for one that held out no images. Its temperature is for
     information, too: probabilities come out of the graph with it, logits without.
     `license` is the model's, as whoever exported it said.

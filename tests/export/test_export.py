@@ -260,7 +260,8 @@ def test_a_state_dict_inside_a_run_keeps_the_runs_settings(
 
 
 def test_a_bare_state_dict_gets_the_notebooks_normalisation(tmp_path: Path, mnist: Mnist) -> None:
-    result = mnist("export", bare(tmp_path), "--dataset", "mnist5k", "--output", tmp_path / "out")
+    flags = ("--dataset", "mnist5k", "--min-accuracy", 0, "--output", tmp_path / "out")
+    result = mnist("export", bare(tmp_path), *flags)
     assert result.code == 0
     contract = Predictor(tmp_path / "out" / "model.onnx").contract
     assert contract.normalization == {"mean": 0.5, "std": 0.5}
@@ -269,21 +270,66 @@ def test_a_bare_state_dict_gets_the_notebooks_normalisation(tmp_path: Path, mnis
     assert contract.evaluation["dataset"] == "mnist5k"
     assert f"test accuracy: {contract.evaluation['accuracy']:.2%}" in result.out
     warning = result.err.splitlines()[-1]  # it was never trained
-    assert warning.startswith("warning: this net reads only ")
-    assert "inverted pixels" in warning
+    assert warning.startswith("warning: it reads ")
+    assert "far less than a trained net" in warning
 
 
-@pytest.mark.parametrize(("mean", "warned"), [("0.5", False), ("0.1307", True)])
-def test_a_normalisation_that_reads_worse_is_noticed(
-    run_directory: Path, tmp_path: Path, mnist: Mnist, mean: str, warned: bool
+def test_a_net_that_reads_badly_is_not_published(tmp_path: Path, mnist: Mnist) -> None:
+    result = mnist("export", bare(tmp_path), "--dataset", "mnist5k", "--output", tmp_path / "out")
+    assert result.code == 1
+    assert "of the test images, --min-accuracy is 0.5: nothing was published" in result.err
+    assert [path.name for path in tmp_path.iterdir()] == ["mnist_model.pth"]
+
+
+@pytest.fixture(scope="module")
+def trained(mnist5k: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A state_dict of a net that was trained for a second in the way that is asked for."""
+
+    def train(mean: float, std: float, activation: Callable[[torch.Tensor], torch.Tensor]) -> Path:
+        torch.manual_seed(0)
+        net = MLP((48,))
+        net.activation = activation
+        optimizer = torch.optim.Adam(net.parameters(), lr=2e-3)
+        pixels, labels = (mnist5k.train.images / 255 - mean) / std, mnist5k.train.labels
+        for epoch in range(10):
+            for rows in torch.randperm(len(labels), generator=torch.Generator().manual_seed(epoch)).split(64):
+                optimizer.zero_grad()
+                torch.nn.functional.cross_entropy(net(pixels[rows]), labels[rows]).backward()
+                optimizer.step()
+        path = tmp_path_factory.mktemp("trained") / "net.pth"
+        torch.save(net.state_dict(), path)
+        return path
+
+    return train
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "activation", "given", "code", "message"),
+    [
+        (0.5, 0.5, torch.relu, "", 0, "--mean 0.5 --std 0.5 fits, 9"),
+        (0.0, 1.0, torch.relu, "", 1, "with --mean 0.0 --std 1.0 it reads 9"),
+        (0.1307, 0.3081, torch.relu, "", 0, "warning: with --mean 0.1307 --std 0.3081 it reads 9"),
+        (0.5, -0.5, torch.relu, "", 1, "it was trained on inverted pixels"),
+        (0.5, -0.5, torch.relu, "--std -0.5", 0, "--std -0.5 fits, 9"),
+        (0.5, 0.5, torch.tanh, "", 0, "warning: with tanh in place of ReLU it reads 9"),
+    ],
+)
+def test_what_a_net_was_trained_with_is_found(
+    trained: Callable[..., Path],
+    tmp_path: Path,
+    mnist: Mnist,
+    mean: float,
+    std: float,
+    activation: Callable[[torch.Tensor], torch.Tensor],
+    given: str,
+    code: int,
+    message: str,
 ) -> None:
-    shutil.copy(run_directory / "mnist_model.pth", tmp_path / "net.pth")
-    flags = ("--dataset", "mnist5k", "--mean", mean, "--output", tmp_path / "out")
-    result = mnist("export", tmp_path / "net.pth", *flags)
-    assert result.code == 0
-    assert ("warning: with --mean 0.5 --std 0.5 this net reads better" in result.err) == warned
-    assert Predictor(tmp_path / "out" / "model.onnx").contract.normalization["mean"] == float(mean)
-    assert "warning: this net reads only" not in result.err
+    flags = ("--dataset", "mnist5k", "--output", tmp_path / "out", *given.split())
+    result = mnist("export", trained(mean, std, activation), *flags)
+    assert (result.code, message in result.err) == (code, True), result.err
+    assert ("warning" in result.err) == message.startswith("warning")
+    assert (tmp_path / "out").exists() == (code == 0)
 
 
 @pytest.mark.parametrize("way", ["zeros", "equal"])
@@ -294,7 +340,7 @@ def test_biases_that_an_optimizer_would_drop_or_merge_are_kept(
     with torch.no_grad():
         net.fc1.bias.zero_() if way == "zeros" else net.fc2.bias.copy_(net.fc1.bias)
     torch.save(net.state_dict(), tmp_path / "net.pth")
-    flags = ("--dataset", "mnist5k", "--output", tmp_path / "out")
+    flags = ("--dataset", "mnist5k", "--min-accuracy", 0, "--output", tmp_path / "out")
     assert mnist("export", tmp_path / "net.pth", *flags).code == 0
 
 
@@ -309,7 +355,7 @@ def test_a_net_that_is_too_large_is_refused_without_advice_about_options(
 
 @pytest.mark.parametrize("opset", [18, 22])
 def test_the_opset_asked_for_is_in_the_file(tmp_path: Path, mnist: Mnist, opset: int) -> None:
-    flags = ("--dataset", "mnist5k", "--opset", opset, "--output", tmp_path / "out")
+    flags = ("--dataset", "mnist5k", "--min-accuracy", 0, "--opset", opset, "--output", tmp_path / "out")
     assert mnist("export", bare(tmp_path), *flags).code == 0
     model = onnx.load(tmp_path / "out" / "model.onnx")
     assert [item.version for item in model.opset_import if item.domain == ""] == [opset]
@@ -504,6 +550,8 @@ def test_bad_usage_of_a_state_dict(tmp_path: Path, mnist: Mnist) -> None:
     mnist("export", tmp_path).assert_refused("no such file", "mnist_model.pth")
     mnist("export", bare(tmp_path), "--dataset", "cifar").assert_refused("--dataset is cifar")
     mnist("export", bare(tmp_path), "--layout", "triton").assert_refused("needs --output")
+    mnist("export", bare(tmp_path), "--std", 0).assert_refused("--std other than 0")
+    mnist("export", bare(tmp_path), "--mean", "nan").assert_refused("--mean is nan")
 
 
 def test_an_unfinished_run_says_how_to_go_on(run_directory: Path, tmp_path: Path, mnist: Mnist) -> None:
@@ -533,7 +581,7 @@ def lettered(mnist5k: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tupl
     folder = tmp_path_factory.mktemp("lettered")
     data = write_idx(folder / "data", mnist5k, 600, "A B C D E F G H I J")
     flags = ["--dataset", "idx", "--data-dir", str(data), "--hidden", "40,30,20"]
-    assert app.find(["train", "--epochs", "2", *flags, "--output", str(folder / "run")])() == 0
+    assert app.find(["train", "--epochs", "12", *flags, "--output", str(folder / "run")])() == 0
     return folder / "run", data
 
 

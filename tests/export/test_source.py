@@ -7,6 +7,7 @@ import pickle
 import struct
 import warnings
 import zipfile
+from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from export.source import load_net, read_source
+from export.source import NetSource, read_source
+from export.state_dict import load_net
 from serve_cli.errors import InputError
 from serve_cli.model_file import MAX_BYTES
 from tests.command import Mnist
@@ -37,9 +39,15 @@ def saved(value: Any, **options: Any) -> bytes:
     return stream.getvalue()
 
 
+def load(value: Any, **options: Any) -> tuple[MLP, list[str]]:
+    """The net that is read from what torch.save writes for `value`, and the notes."""
+    notes: list[str] = []
+    return load_net(saved(value, **options), Path("net.pth"), notes.append), notes
+
+
 def assert_refused(data: bytes, *parts: str) -> None:
     with pytest.raises(InputError) as caught:
-        load_net(data, Path("net.pth"))
+        load_net(data, Path("net.pth"), lambda _: None)
     message = str(caught.value)
     assert len(message) < 500
     assert "\n" not in message
@@ -50,8 +58,8 @@ def assert_refused(data: bytes, *parts: str) -> None:
 @pytest.mark.parametrize("hidden", [(128, 64), (32,), (9, 8, 7)])
 def test_a_state_dict_loads_with_its_hidden_sizes(hidden: tuple[int, ...]) -> None:
     wanted = MLP(hidden)
-    net = load_net(saved(wanted.state_dict()), Path("net.pth"))
-    assert net.hidden == hidden
+    net, notes = load(wanted.state_dict())
+    assert (net.hidden, notes) == (hidden, [])
     assert not net.training
     assert all(torch.equal(net.state_dict()[key], value) for key, value in wanted.state_dict().items())
 
@@ -74,24 +82,68 @@ def ways_to_save(net: MLP) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("protocol", [2, 3])
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("way", ways_to_save(MLP((3,))))
 def test_every_way_to_save_loads(way: str, protocol: int) -> None:
     value = ways_to_save(MLP((3,)))[way]
-    found = load_net(saved(value, pickle_protocol=protocol), Path("net.pth")).state_dict()
+    found = load(value, pickle_protocol=protocol)[0].state_dict()
     assert found.keys() == value.keys()
     assert all(torch.equal(found[key], value[key]) for key in value)
 
 
-def test_later_pickle_protocols_are_refused_by_their_number(state: State) -> None:
-    """torch.load(weights_only=True) reads none."""
-    with pytest.raises(InputError, match=r"does not read its pickle protocol, 4: save it with torch\.save"):
-        load_net(saved(state, pickle_protocol=4), Path("net.pth"))
-
-
 def test_safetensors_load_under_any_name(state: State) -> None:
-    net = load_net(safetensors.torch.save(state, metadata={"made": "by hand"}), Path("net.pth"))
+    data = safetensors.torch.save(state, metadata={"made": "by hand"})
+    net = load_net(data, Path("net.pth"), lambda _: None)
     assert all(torch.equal(net.state_dict()[key], value) for key, value in state.items())
+
+
+def renamed(state: State, *names: str) -> State:
+    """The same tensors with other names of the layers, the last layer first."""
+    layers = dict(zip(("fc1", "fc2", "fc3"), names, strict=True))
+    return {f"{layers[key[:3]]}{key[3:]}": value for key, value in reversed(state.items())}
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        (lambda state: {f"module.{key}": value for key, value in state.items()}, "prefix module."),
+        (
+            lambda state: {f"_orig_mod.module.model.{key}": value for key, value in state.items()},
+            "prefix _orig_mod.module.model.",
+        ),
+        (lambda state: renamed(state, "0", "2", "4"), ""),
+        (
+            lambda state: renamed(
+                state, "linear_relu_stack.2", "linear_relu_stack.5", "linear_relu_stack.10"
+            ),
+            "prefix",
+        ),
+        (lambda state: {"epoch": 3, "model_state_dict": state, "loss": 0.1}, "key 'model_state_dict'"),
+        (lambda state: {"net": {f"net.{key}": value for key, value in state.items()}}, "key 'net'"),
+        (
+            lambda state: {  # as Lightning saves it
+                "state_dict": {f"model.{key}": value for key, value in state.items()},
+                "hyper_parameters": Namespace(lr=0.1),
+                "optimizer_states": [{"state": {}, "param_groups": []}],
+            },
+            "key 'state_dict'",
+        ),
+    ],
+)
+def test_the_same_net_in_a_checkpoint_or_under_other_names(
+    state: State, change: Callable[[State], Any], note: str
+) -> None:
+    net, notes = load(change(state))
+    assert all(torch.equal(net.state_dict()[key], value) for key, value in state.items())
+    assert note in " ".join(notes)
+    assert bool(notes) == bool(note)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floats_are_converted(state: State, dtype: torch.dtype) -> None:
+    net, notes = load({key: value.to(dtype) for key, value in state.items()})
+    assert notes == [f"the weights are {str(dtype)[6:]}: they are converted to float32"]
+    assert all(torch.equal(net.state_dict()[key], value.to(dtype).float()) for key, value in state.items())
 
 
 # What does not fit is named.
@@ -107,39 +159,43 @@ def wrong(**values: Any) -> Callable[[State], State]:
     return change
 
 
-def prefixed(prefix: str) -> Callable[[State], State]:
-    return lambda state: {prefix + key: value for key, value in state.items()}
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (wrong(fc1__weight=None), "lacks key fc1.weight"),
         (wrong(fc2__weight=None), "lacks key fc2.weight"),
-        (wrong(fc3__bias=None), "lacks key fc3.bias"),
-        (wrong(bn__weight=torch.zeros(1)), "unexpected key bn.weight"),
+        (wrong(fc3__bias=None), "lacks key fc3.bias, its layer was made with bias=False"),
+        (wrong(bn__running_mean=torch.zeros(1)), "unexpected key bn.running_mean"),
         (wrong(fc1__weight_g=torch.zeros(1)), "unexpected key fc1.weight_g"),
+        (wrong(conv1__weight=torch.zeros(8, 1, 3, 3)), "a convolution (conv1.weight): export another"),
         (wrong(epoch=3), "key epoch holds no tensor"),
-        (wrong(fc1__weight=torch.zeros(128, 783)), "fc1.weight is torch.float32 [128, 783], expected"),
-        (wrong(fc2__weight=torch.zeros(128, 64)), "expected torch.float32"),
-        (wrong(fc3__bias=torch.zeros(11)), "fc3.bias is torch.float32 [11], expected"),
+        (wrong(fc1__weight=torch.zeros(128, 783)), "fc1.weight has the shape [128, 783], expected"),
+        (wrong(fc2__weight=torch.zeros(128, 64)), "expected [outputs, 128]"),
+        (wrong(fc3__bias=torch.zeros(11)), "fc3.bias has the shape [11], expected"),
+        (wrong(fc3__weight=torch.zeros(11, 64), fc3__bias=torch.zeros(11)), "11 outputs, expected 10"),
         (wrong(fc1__weight=torch.zeros(())), "fc1.weight"),
         (wrong(fc1__weight=torch.zeros(0, 784)), "fc1.weight"),
-        (wrong(fc2__bias=torch.zeros(64, dtype=torch.float16)), "fc2.bias is torch.float16"),
+        (wrong(fc2__bias=torch.zeros(64, dtype=torch.int64)), "fc2.bias holds no plain tensor of floats"),
         (wrong(fc3__weight=torch.full((10, 64), torch.nan)), "fc3.weight holds NaN"),
         (wrong(fc3__weight=torch.full((10, 64), torch.inf)), "fc3.weight holds NaN or infinite"),
+        (wrong(fc3__weight=torch.full((10, 64), 1e300, dtype=torch.float64)), "NaN or infinite"),
         (wrong(fc1__weight=torch.ones(128, 784).to_sparse()), "fc1.weight"),
         (wrong(fc1__weight=torch.zeros(128, 784, device="meta")), "fc1.weight"),
-        (wrong(fc1__weight=torch.zeros(1).expand(10**10, 784)), "cannot be exported: take layer sizes"),
-        (prefixed("module."), "save model.module.state_dict()"),
-        (prefixed("_orig_mod.module."), "save model._orig_mod.module.state_dict()"),
-        (lambda state: {"w" + key: value for key, value in state.items()}, "expected the tutorial's net"),
-        (lambda state: {"model": state}, "key model holds no tensor"),
+        (
+            wrong(
+                fc1__weight=torch.zeros(1).expand(10**10, 784),
+                fc1__bias=torch.zeros(1).expand(10**10),
+                fc2__weight=torch.zeros(1).expand(64, 10**10),
+            ),
+            "cannot be exported: take layer sizes",
+        ),
+        (lambda state: {"model": MLP()}, "a whole pickled object (trainer.model.MLP)"),
+        (lambda state: torch.optim.Adam(MLP().parameters()).state_dict(), "the state of an optimizer"),
         (lambda state: {0: torch.zeros(1)}, "key 0 holds no tensor"),
         (lambda state: OrderedDict(), "no keys at all"),
         (lambda state: [1, 2], "it holds no dict"),
         (lambda state: torch.zeros(3), "it holds no dict"),
-        (lambda state: MLP(), "trainer.model.MLP) and code in a file is never run"),
+        (lambda state: MLP(), "(trainer.model.MLP), and code in a file is never run"),
     ],
 )
 def test_what_does_not_fit_is_named(state: State, change: Callable[[State], Any], message: str) -> None:
@@ -215,6 +271,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "deflate bomb": (lambda: packed(zipfile.ZIP_DEFLATED), "is refused, it is damaged"),
     "false sizes": (lying, "is refused, it is damaged"),
     "TorchScript": (torchscript, "it is a TorchScript archive, not a state_dict"),
+    "Keras": (lambda: b"\x89HDF\r\n\x1a\n" + bytes(100), "it is a Keras file: export it to ONNX"),
     "older torch.save": (
         lambda: saved(MLP((2,)).state_dict(), _use_new_zipfile_serialization=False),
         "save it again with a current PyTorch",
@@ -234,7 +291,7 @@ def test_what_is_no_regular_file_or_too_large_is_not_read(tmp_path: Path, mnist:
     large.touch()
     os.truncate(large, MAX_BYTES + 1)
     mnist("export", fifo, "--output", tmp_path / "out").assert_refused("is not a regular file")
-    mnist("export", large, "--output", tmp_path / "out").assert_refused("more than 64 MiB")
+    mnist("export", large, "--output", tmp_path / "out").assert_refused("more than 256 MiB")
     mnist("export", tmp_path / "none", "--output", tmp_path / "out").assert_refused("no such file")
 
 
@@ -243,7 +300,8 @@ def test_the_file_is_read_once(state: State, tmp_path: Path, monkeypatch: pytest
     data, reads = saved(state), []
     monkeypatch.setattr("export.source.read_bytes", lambda path: reads.append(path) or data)
     (tmp_path / "net.pth").write_bytes(b"replaced")
-    source = read_source(tmp_path / "net.pth", dataset=None, mean=None, std=None)
+    source = read_source(tmp_path / "net.pth", dataset=None, mean=None, std=None, note=print)
+    assert isinstance(source, NetSource)
     assert source.state_dict_sha256 == hashlib.sha256(data).hexdigest()
     assert torch.equal(source.net.state_dict()["fc1.weight"], state["fc1.weight"])
     assert reads == [tmp_path / "net.pth"]

@@ -86,7 +86,7 @@ def test_images_of_another_kind_are_refused(predictor: Predictor, images: np.nda
 def test_what_is_not_onnx_is_refused(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(data)
-    with pytest.raises(InputError, match=r"model\.onnx is (not a model of ours|empty)"):
+    with pytest.raises(InputError, match=r"model\.onnx is no model that onnxruntime .* can run"):
         Predictor(path)
 
 
@@ -179,13 +179,17 @@ def test_batches_arrive_in_the_size_asked_for(
     assert sum(sizes[1:]) == 600
 
 
-def test_external_data_is_never_followed(predictor: Predictor, tmp_path: Path) -> None:
+def test_external_data_is_never_followed(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """onnxruntime would look for it in the current folder."""
+    monkeypatch.chdir(tmp_path)
     model = onnx.load(predictor.path)
     path = tmp_path / "external.onnx"
     onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
     assert (tmp_path / "weights.bin").exists()
     keep(onnx.load(path, load_external_data=False), predictor.contract.to_json(), path)
-    with pytest.raises(InputError, match="a constant has a part that ours never have"):
+    with pytest.raises(InputError, match="external"):
         Predictor(path)
 
 

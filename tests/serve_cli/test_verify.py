@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 import pytest
 
-from serve_cli.errors import InputError
-from serve_cli.spec import VECTOR_INPUT
-from serve_cli.verify import read_tensor
+from serve_cli.errors import CheckFailed
+from serve_cli.spec import VECTOR_INPUT, VECTOR_OUTPUTS
+from serve_cli.verify import read_vector
 from tests.command import Mnist
 
 
@@ -223,12 +223,12 @@ def test_bad_usage(tmp_path: Path, mnist: Mnist) -> None:
 
 
 def test_tensors_are_those_that_onnx_reads(artifact: Path) -> None:
-    path = artifact / VECTOR_INPUT
-    np.testing.assert_array_equal(read_tensor(path), onnx.numpy_helper.to_array(onnx.load_tensor(path)))
+    for path, shape, dtype in ((VECTOR_INPUT, (28, 28), "u1"), (VECTOR_OUTPUTS[0], (10,), "<f4")):
+        expected = onnx.numpy_helper.to_array(onnx.load_tensor(artifact / path))
+        np.testing.assert_array_equal(read_vector(artifact / path, shape, dtype), expected)
 
 
-@pytest.mark.parametrize("data", [b"\xff", b"\x10\x07", b"\x08\x05\x10\x02\x4a\x01\x00"])
-def test_what_is_no_tensor_of_ours_is_refused(tmp_path: Path, data: bytes) -> None:
-    (tmp_path / "input_0.pb").write_bytes(data)
-    with pytest.raises(InputError, match=r"input_0\.pb is no tensor of ours"):
-        read_tensor(tmp_path / "input_0.pb")
+def test_what_holds_no_test_vectors_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "input_0.pb").write_bytes(b"short")
+    with pytest.raises(CheckFailed, match=r"input_0\.pb holds no test vectors"):
+        read_vector(tmp_path / "input_0.pb", (28, 28), "u1")

@@ -138,9 +138,7 @@ class OnnxSource(Source):
         graph = model.graph
         before, constants = self._before(name, input_type)
         after, more = self._after(output)
-        nodes = [
-            node for node in graph.node if node.op_type != "ZipMap"
-        ]  # makes a list of dicts, unused here
+        nodes = list(graph.node)
         del graph.node[:], graph.value_info[:], graph.output[:]
         graph.node.extend([*before, *nodes, *after])
         graph.initializer.extend([*constants, *more])
@@ -216,7 +214,7 @@ def read_onnx(path: Path, *, dataset: str, mean: float, std: float, is_given: bo
         sha256=sha256,
         layout=layout,
         fixed_batch=batch,
-        output=_find_output(proto, path),
+        output=_keep_one_output(proto, path),
         is_softmax=False,
     )
     if not source.normalizes and is_given:
@@ -288,8 +286,8 @@ def _check_input(proto: onnx.ModelProto, path: Path) -> tuple[tuple[int, ...], i
     return fits[0], dims[0]
 
 
-def _find_output(proto: onnx.ModelProto, path: Path) -> str:
-    """The name of the output that has ten numbers an image.
+def _keep_one_output(proto: onnx.ModelProto, path: Path) -> str:
+    """Leave the output that has ten numbers an image, and return its name.
 
     scikit-learn's converters add the labels, and turn the probabilities into dicts by ZipMap; what ZipMap
     reads is taken in its place.
@@ -299,21 +297,26 @@ def _find_output(proto: onnx.ModelProto, path: Path) -> str:
     """
     graph = proto.graph
     zipped = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "ZipMap"}
-    found = [
-        zipped.get(item.name, item.name)
-        for item in graph.output
-        if item.name in zipped
-        or (
-            item.type.tensor_type.elem_type in FLOATS
-            and [size.dim_value for size in item.type.tensor_type.shape.dim][1:] in ([], [0], [CLASSES])
-        )
-    ]
+    found = [item for item in graph.output if item.name in zipped or _is_ten_floats(item)]
     if len(found) != 1:
         names = ", ".join(printable(item.name) for item in graph.output)
         raise InputError(
             f"{path} has the outputs {names[:LONGEST_REASON]}, expected one of ten floats an image: {ADVICE}"
         )
-    return found[0]
+    output = found[0]
+    if output.name in zipped:
+        output = helper.make_tensor_value_info(zipped[output.name], TensorProto.FLOAT, [None, CLASSES])
+    nodes = [node for node in graph.node if node.op_type != "ZipMap"]
+    del graph.node[:], graph.output[:]
+    graph.node.extend(nodes)
+    graph.output.append(output)
+    return str(output.name)
+
+
+def _is_ten_floats(output: onnx.ValueInfoProto) -> bool:
+    tensor = output.type.tensor_type
+    sizes = [size.dim_value for size in tensor.shape.dim][1:]
+    return tensor.elem_type in FLOATS and all(size in (0, 1, CLASSES) for size in sizes)
 
 
 def _sums_to_one(source: OnnxSource, path: Path) -> bool:

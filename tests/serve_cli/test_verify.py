@@ -206,14 +206,12 @@ def test_a_link_in_place_of_a_model_fails(copy: Path, mnist: Mnist, artifact: Pa
 
 
 @pytest.mark.parametrize("shape", [(0, 28, 28), (20, 27, 28), (784,)])
-def test_vectors_that_hold_no_images_fail(copy: Path, mnist: Mnist, shape: tuple[int, ...]) -> None:
+def test_vectors_of_another_shape_fail(copy: Path, mnist: Mnist, shape: tuple[int, ...]) -> None:
     tensor = onnx.numpy_helper.from_array(np.zeros(shape, np.uint8), "image").SerializeToString()
     (copy / VECTOR_INPUT).write_bytes(tensor)
     stated = {"bytes": len(tensor), "sha256": hashlib.sha256(tensor).hexdigest()}
     rewrite(copy, lambda inventory: inventory["files"].update({VECTOR_INPUT: stated}))
-    result = mnist("verify", copy)
-    assert result.code == 1
-    assert "holds no images" in result.err
+    assert mnist("verify", copy).code == 1
 
 
 def test_bad_usage(tmp_path: Path, mnist: Mnist) -> None:

@@ -280,8 +280,8 @@ def _check_input(proto: onnx.ModelProto, path: Path) -> tuple[tuple[int, ...], i
         shape = ", ".join(str(size or "N") for size in dims)
         kind = TensorProto.DataType.Name(tensor.elem_type).lower()
         raise InputError(
-            f"{path} takes {kind} [{shape}], expected float or uint8 [N, 784], [N, 28, 28], [N, 1, 28, 28] "
-            f"or [N, 28, 28, 1]: {ADVICE}"
+            f"{path} takes {kind} [{shape}], expected "
+            f"float or uint8 [N, 784], [N, 28, 28], [N, 1, 28, 28] or [N, 28, 28, 1]: {ADVICE}"
         )
     return fits[0], dims[0]
 

@@ -181,12 +181,11 @@ MODELS: dict[str, Case] = {
     "<file> is a PyTorch file, not ONNX: name an .onnx file (mnist export --format onnx)": lambda shop: [
         *("infer", shop.picture(), "--model", shop.write("model.pt2", b"PK\3\4"))
     ],
-    "<file> is not a model of ours, it carries no mnist_toolkit contract: make one with mnist export": (
-        lambda shop: ["info", shop.onnx(b"mnist_toolkit", b"other_toolkit")]
+    "<file> carries no mnist_toolkit contract: make an artifact of it with mnist export <file> --output DIR, "
+    "then name DIR": lambda shop: ["info", shop.onnx(b"mnist_toolkit", b"other_toolkit")],
+    "<file> is no model that onnxruntime <version> can run (<reason>): make one with mnist export": (
+        lambda shop: ["infer", shop.picture(), "--model", shop.write("model.onnx", "junk")]
     ),
-    "<file> is not a model of ours, it is damaged or no ONNX file: make one with mnist export": lambda shop: [
-        *("infer", shop.picture(), "--model", shop.write("model.onnx", "junk"))
-    ],
     "<file> is not the file that artifact.json speaks of: export the model again": lambda shop: [
         *("infer", shop.picture(), "--model", shop.artifact(model__onnx=b"another"))
     ],
@@ -196,8 +195,8 @@ MODELS: dict[str, Case] = {
     "<file> is not a regular file: name a model file, an artifact or a run": lambda shop: [
         *("info", "/dev/null")
     ],
-    "<file> has more than <number> MiB, more than any model of ours": lambda shop: [
-        *("info", shop.large("model.onnx", 64))
+    "<file> has more than <number> MiB, the limit for a model": lambda shop: [
+        *("info", shop.large("model.onnx", 256))
     ],
     "<file> is a program that PyTorch would run, and no artifact.json beside it vouches for it: name it "
     "inside the artifact that it came with": lambda shop: [
@@ -272,7 +271,10 @@ SERVE: dict[str, Case] = {
 }
 
 EXPORT: dict[str, Case] = {
-    "no such file: <path>; name a run directory or a saved state_dict": lambda shop: ["export", "nowhere"],
+    "no such file: <path>; name a run directory, a saved state_dict or an ONNX file": lambda shop: [
+        "export",
+        "nowhere",
+    ],
     "<folder> has no report.json, so it is not a finished run: name its mnist_model.pth": lambda shop: [
         *("export", shop.write("mnist_model.pth").parent)
     ],
@@ -282,26 +284,36 @@ EXPORT: dict[str, Case] = {
     "torch.save(model.state_dict(), PATH)": lambda shop: ["export", shop.write("saved.pth", b"PK\3\4")],
     "<file> is refused, <reason>, and code in a file is never run: save it again with a current PyTorch: "
     "torch.save(model.state_dict(), PATH)": lambda shop: ["export", shop.write("saved.pth", "junk")],
-    "<file> is refused, it holds more than tensors (<class>) and code in a file is never run: save it with "
-    "torch.save(model.state_dict(), PATH)": lambda shop: ["export", shop.state(lambda _: MLP((128, 64)))],
+    "<file> is refused, it holds a whole pickled object (<class>), and code in a file is never run: save it "
+    "with torch.save(model.state_dict(), PATH)": lambda shop: [
+        "export",
+        shop.state(lambda _: MLP((128, 64))),
+    ],
     "<file> is not a state_dict, key <key> holds no tensor: save it with "
     "torch.save(model.state_dict(), PATH)": lambda shop: [
-        *("export", shop.state(lambda state: {"state_dict": state, "epoch": 3}))
+        *("export", shop.state(lambda state: {"weights": state, "epoch": 3}))
     ],
-    "<file> has no key fc1.weight but <keys>: save model.<name>.state_dict()": lambda shop: [
-        *("export", shop.state(lambda state: {f"module.{key}": value for key, value in state.items()}))
-    ],
-    "<file> has no key fc1.weight but <keys>: expected the tutorial's net, fc1, fc2, fc3": lambda shop: [
-        *("export", shop.state(lambda state: {"conv1.weight": state["fc1.weight"]}))
-    ],
+    "<file> holds the state of an optimizer, not of a net: save it with "
+    "torch.save(model.state_dict(), PATH)": (
+        lambda shop: ["export", shop.state(lambda _: torch.optim.SGD(MLP().parameters()).state_dict())]
+    ),
     "<file> lacks key <key>: save it with torch.save(model.state_dict(), PATH)": lambda shop: [
-        *("export", shop.state(lambda state: {k: v for k, v in state.items() if k != "fc2.bias"}))
+        *("export", shop.state(lambda state: {k: v for k, v in state.items() if k != "fc2.weight"}))
     ],
-    "<file> has unexpected key <key>: the tutorial's net has only <keys>": lambda shop: [
-        *("export", shop.state(lambda state: {**state, "bn1.weight": state["fc1.bias"]}))
+    "<file> lacks key <key>, its layer was made with bias=False: train it with biases, or <advice>": (
+        lambda shop: [
+            *("export", shop.state(lambda state: {k: v for k, v in state.items() if k != "fc2.bias"}))
+        ]
+    ),
+    "<file> holds a convolution (<key>): export another architecture to ONNX (torch.onnx.export), then run "
+    "mnist export on the ONNX file": lambda shop: [
+        *("export", shop.state(lambda state: {**state, "conv1.weight": torch.zeros(1, 1, 3, 3)}))
     ],
-    "<file>: key <key> is <found>, expected <expected>": lambda shop: [
-        *("export", shop.state(lambda state: {key: value.double() for key, value in state.items()}))
+    "<file> has the unexpected key <key>, a Linear layer has none: <advice>": lambda shop: [
+        *("export", shop.state(lambda state: {**state, "bn1.running_mean": state["fc1.bias"]}))
+    ],
+    "<file>: key <key> has the shape <shape>, expected <shape> of a Linear layer: <advice>": lambda shop: [
+        *("export", shop.state(lambda state: {**state, "fc2.weight": state["fc1.weight"]}))
     ],
     "<file>: key <key> holds NaN or infinite values: train again": lambda shop: [
         *("export", shop.state(lambda state: {**state, "fc3.bias": torch.full((10,), torch.nan)}))

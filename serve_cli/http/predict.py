@@ -84,7 +84,8 @@ def add_predict(
         options = Options.of(request)
         file, data = await _picture(request)
         job = Job(data, file, options)
-        answer = await batch.run(job) if is_small(data) else await work.run(reader.read_one, job)
+        is_quick = is_small(data) and reader.predictor.is_light
+        answer = await batch.run(job) if is_quick else await work.run(reader.read_one, job)
         count_answers([answer.label])
         result = answer.to_dict(options.top_k)
         if options.pixels:

@@ -351,7 +351,7 @@ sys.exit("it was read")
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize(("data", "what"), [(b"", "is empty"), (b"not onnx", "not a model of ours")])
+@pytest.mark.parametrize(("data", "what"), [(b"", "is no model"), (b"not onnx", "that onnxruntime")])
 def test_a_model_that_is_not_onnx(
     mnist: Mnist, digit_png: Path, tmp_path: Path, data: bytes, what: str
 ) -> None:
@@ -486,7 +486,7 @@ def test_info_of_a_folder_with_torchscript_alone(
 
 
 def test_info_of_a_file_without_a_contract(mnist: Mnist, digit_png: Path, run_directory: Path) -> None:
-    mnist("info", digit_png).assert_refused("digit.png", "not a model of ours")
+    mnist("info", digit_png).assert_refused("digit.png", "is no model that onnxruntime")
     mnist("info", run_directory / "mnist_model.pth").assert_refused("mnist_model.pth", "contract")
     mnist("info", "nope.onnx").assert_refused("no such model")
 

@@ -5,13 +5,14 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from threading import Lock
-from typing import BinaryIO, cast
+from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
 from PIL import Image, ImageChops
@@ -47,6 +48,9 @@ FOREIGN = (
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm"})
 """What counts as a picture when a folder is named."""
+
+HIDDEN_SHOWN = 3
+"""How many of the names that hide pictures a note shows."""
 
 MAX_BYTES = 64 * 1024**2
 MAX_PIXELS = 64 * 10**6
@@ -92,27 +96,73 @@ STDERR = 2
 _stderr_lock = Lock()
 
 
-def find_pictures(path: Path) -> Iterator[Path]:
-    """Yield `path` itself, or all pictures below it when it is a folder, in sorted order.
+class Listing(NamedTuple):
+    """What a folder holds, all folders below it included.
+
+    `pictures` are sorted by folder and name. `hidden` counts the pictures that is_hidden skips, by the name
+    that hides them; `others` are the visible files that have no picture's extension. `error` names the first
+    folder that cannot be listed.
+    """
+
+    pictures: list[Path]
+    hidden: Counter[str]
+    others: int
+    error: InputError | None
+
+    def notes(self, folder: Path) -> Iterator[str]:
+        """Yield a line about each kind of file in `folder` that is not read."""
+        if total := self.hidden.total():
+            names = ", ".join([*self.hidden][:HIDDEN_SHOWN]) + ", ..." * (len(self.hidden) > HIDDEN_SHOWN)
+            yield f"{folder}: skipped {total:,} hidden picture{'s' * (total > 1)} ({names})"
+        if self.pictures and self.others:
+            yield (
+                f"{folder}: left out {self.others:,} file{'s' * (self.others > 1)} not called "
+                f"{', '.join(sorted(SUFFIXES))}: name them one by one if they matter"
+            )
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is skipped in every folder: a system or a tool made it.
+
+    Among them are `._*` of macOS, .ipynb_checkpoints of Jupyter and @eaDir of Synology.
+    """
+    return name.startswith((".", "@")) or name in ("__MACOSX", "Thumbs.db")
+
+
+def list_pictures(path: Path) -> Listing:
+    """List all pictures below the folder `path`; a `path` that is no folder is the only picture.
 
     Raises:
-        InputError: at the end, for a folder without a picture, or the first below it that cannot be listed.
+        InputError: the folder holds no picture and can be listed, or the system cannot look at `path`.
     """
+    listing = Listing([], Counter(), 0, None)
     if not is_folder(path):
-        yield path
-        return
-    found = False
-    closed: list[OSError] = []
+        return listing._replace(pictures=[path])
+    others, closed = 0, list[OSError]()
     for folder, subfolders, names in os.walk(path, onerror=closed.append):
         subfolders.sort()
+        above = _hiding(Path(folder).relative_to(path).parts)
         for name in sorted(names):
-            if Path(name).suffix.lower() in SUFFIXES:
-                found = True
-                yield Path(folder, name)
-    if closed:
-        raise InputError(f"cannot list folder {closed[0].filename}: {closed[0].strerror}")
-    if not found:
+            is_picture, hiding = Path(name).suffix.lower() in SUFFIXES, above or _hiding([name])
+            if hiding:
+                listing.hidden[hiding] += is_picture
+            elif is_picture:
+                listing.pictures.append(Path(folder, name))
+            else:
+                others += 1
+    error = None
+    if closed := [
+        failure for failure in closed if not _hiding(Path(failure.filename).relative_to(path).parts)
+    ]:
+        error = InputError(f"cannot list folder {closed[0].filename}: {closed[0].strerror}")
+    elif not listing.pictures:
         raise InputError(f"{path} holds no pictures: name a folder with {', '.join(sorted(SUFFIXES))} files")
+    return listing._replace(others=others, error=error)
+
+
+def _hiding(parts: Sequence[str]) -> str | None:
+    """The first of the names that is_hidden skips."""
+    return next(filter(is_hidden, parts), None)
 
 
 def is_folder(path: Path) -> bool:

@@ -419,7 +419,7 @@ def _list_by_label(folder: Path) -> Pictures:
     subfolders = [path.name for path in _visible(folder) if path.is_dir()]
     if not subfolders:
         raise InputError(f"{folder} holds no labelled images: {REMEDY}")
-    listing = list_pictures(folder)
+    listing = list_pictures(folder, links=True)
     if listing.error:
         raise listing.error
     for note in listing.notes(folder):

@@ -34,8 +34,8 @@ def evaluate(
         Path,
         typer.Option(
             metavar="DATA",
-            help="A folder of pictures for each label, manifest.tsv (columns file and label), IDX files, an .npz "
-            "or a .csv file.",
+            help="A folder of pictures for each label, manifest.tsv (columns file and label), IDX files, an "
+            ".npz or a .csv file.",
         ),
     ],
     model: ModelArgument = BUNDLED_MODEL,
@@ -47,8 +47,8 @@ def evaluate(
     preprocess: Annotated[
         Preprocess,
         typer.Option(
-            help="auto: find and centre the digit; raw: take 28x28 pictures as they are. Images in IDX, NumPy "
-            "and CSV files are always taken as they are."
+            help="auto: find and centre the digit; raw: take 28x28 pictures as they are. IDX, NumPy and CSV "
+            "files are always taken as they are."
         ),
     ] = Preprocess.AUTO,
 ) -> None:
@@ -57,7 +57,7 @@ def evaluate(
     Prints the accuracy with its 95 % interval, the loss, the calibration error, what 'not sure' below the
     model's own confidence floor costs and brings, precision, recall and F1 of each label, and which labels
     are taken for which. All but that line counts every answer. The loss is that of the logits, as in
-    training; the calibration error that of the probabilities, temperature included. Where IDX files hold a
+    training; the calibration error that of the probabilities, temperature included. Where there is a
     training and a test set, the test set counts.
 
     A picture that cannot be read ends it and is named: an accuracy of the others would be another one.

@@ -6,10 +6,11 @@ import re
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 from threading import Lock
 from typing import BinaryIO, NamedTuple, cast
@@ -129,40 +130,60 @@ def is_hidden(name: str) -> bool:
     return name.startswith((".", "@")) or name in ("__MACOSX", "Thumbs.db")
 
 
-def list_pictures(path: Path) -> Listing:
+def list_pictures(path: Path, *, links: bool = False) -> Listing:
     """List all pictures below the folder `path`; a `path` that is no folder is the only picture.
 
+    Links to folders are not followed, but with `links` those that lie directly in `path`.
+
     Raises:
-        InputError: the folder holds no picture and can be listed, or the system cannot look at `path`.
+        InputError: the folder can be listed and holds no picture, or the system cannot look at `path`.
     """
-    listing = Listing([], Counter(), 0, None)
     if not is_folder(path):
-        return listing._replace(pictures=[path])
-    others, closed = 0, list[OSError]()
-    for folder, subfolders, names in os.walk(path, onerror=closed.append):
-        subfolders.sort()
-        above = _hiding(Path(folder).relative_to(path).parts)
-        for name in sorted(names):
-            is_picture, hiding = Path(name).suffix.lower() in SUFFIXES, above or _hiding([name])
-            if hiding:
-                listing.hidden[hiding] += is_picture
-            elif is_picture:
-                listing.pictures.append(Path(folder, name))
-            else:
-                others += 1
-    error = None
-    if closed := [
-        failure for failure in closed if not _hiding(Path(failure.filename).relative_to(path).parts)
-    ]:
+        return Listing([path], Counter(), 0, None)
+    pictures, hidden, others, closed = list[Path](), Counter[str](), 0, list[OSError]()
+    for file, hiding in _files_below(path, links, closed):
+        is_picture = Path(file.name).suffix.lower() in SUFFIXES
+        if is_picture and hiding:
+            hidden[hiding] += 1
+        elif is_picture:
+            pictures.append(Path(file.path))
+        else:
+            others += not hiding
+    if closed:
         error = InputError(f"cannot list folder {closed[0].filename}: {closed[0].strerror}")
-    elif not listing.pictures:
+        return Listing(pictures, hidden, others, error)
+    if not pictures:
         raise InputError(f"{path} holds no pictures: name a folder with {', '.join(sorted(SUFFIXES))} files")
-    return listing._replace(others=others, error=error)
+    return Listing(pictures, hidden, others, None)
 
 
-def _hiding(parts: Sequence[str]) -> str | None:
-    """The first of the names that is_hidden skips."""
-    return next(filter(is_hidden, parts), None)
+def _files_below(path: Path, links: bool, closed: list[OSError]) -> Iterator[tuple[os.DirEntry[str], str]]:
+    """Yield each file below `path` with the hidden name on the way to it, if any; see list_pictures.
+
+    What goes wrong with a visible folder is added to `closed`. Python 3.11's os.walk is recursive.
+    """
+    folders = [(str(path), "")]
+    while folders:
+        folder, above = folders.pop()
+        try:
+            entries = sorted(os.scandir(folder), key=attrgetter("name"))
+        except OSError as error:
+            closed += [] if above else [error]
+            continue
+        below = []
+        for entry in entries:
+            hiding = above or (entry.name if is_hidden(entry.name) else "")
+            if not _is_dir(entry):
+                yield entry, hiding
+            elif not entry.is_symlink() or (links and folder == str(path)):
+                below.append((entry.path, hiding))
+        folders += reversed(below)
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    with suppress(OSError):  # of a link to itself
+        return entry.is_dir()
+    return False
 
 
 def is_folder(path: Path) -> bool:

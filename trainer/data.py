@@ -190,7 +190,7 @@ class Dataset:
 def load_dataset(name: str, data_dir: Path | None) -> Dataset:
     """Load one of SOURCES, `mnist5k` or `own`; `data_dir` names a folder, or of `own` the data itself.
 
-    What can be downloaded is, when it is not in the data directory. `own` is all that serve_cli.datasets reads.
+    What can be downloaded is, when it is not in the data directory. `own` is what serve_cli.datasets reads.
 
     Raises:
         InputError: the data is damaged, or missing and cannot be downloaded.

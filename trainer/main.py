@@ -66,8 +66,8 @@ def train(
         Path | None,
         typer.Option(
             metavar="DATA",
-            help="Data of your own: a folder of pictures for each label, manifest.tsv, IDX files, an .npz or a "
-            ".csv file. The same as --dataset own --data-dir DATA.",
+            help="Data of your own: a folder of pictures for each label, manifest.tsv, IDX files, an .npz or "
+            "a .csv file. The same as --dataset own --data-dir DATA.",
         ),
     ] = None,
     data_dir: Annotated[

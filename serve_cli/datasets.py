@@ -687,7 +687,11 @@ def _read_csv(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
             reason = str(error).partition(";")[0].rstrip(".")
             raise InputError(f"{path} is no table of numbers ({reason}): save it again as CSV") from error
     labels = None
-    if len(first) > PIXELS:
+    if len(table) and table.shape[1] != len(first):
+        raise InputError(
+            f"{path} has {len(first)} columns in its first line, then {table.shape[1]}: save it again"
+        )
+    if len(table) and len(first) > PIXELS:
         column = next((first.index(heading) for heading in LABEL_HEADINGS if heading in first), 0)
         labels, table = table[:, column], np.delete(table, column, axis=1)
     return _upright(_as_images(table, str(path)), path.name), labels
@@ -724,7 +728,7 @@ def _as_images(array: np.ndarray, what: str) -> np.ndarray:
         array = np.rint(array * np.float32(255))
     elif array.dtype.kind == "f" and (array != np.rint(array)).any():
         raise InputError(f"{what} holds fractions up to {high:g}, expected whole numbers to 255, or 0 to 1")
-    return array.astype(np.uint8).reshape(-1, *IMAGE)
+    return array.astype(np.uint8, order="C").reshape(-1, *IMAGE)
 
 
 def _as_labels(array: np.ndarray, what: str, images: int) -> np.ndarray:

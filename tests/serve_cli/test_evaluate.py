@@ -13,7 +13,7 @@ from PIL import Image
 
 from serve_cli import engine, evaluate, metrics, process
 from tests.command import Mnist, Result
-from tests.serve_cli.test_labelled import write_pair
+from tests.serve_cli.test_datasets import write_pair
 from trainer.data import DIGITS, SOURCES, Dataset
 
 SAMPLES = 300

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.resource_tracker import ensure_running
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,19 @@ def wait_for(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.01)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _resource_tracker() -> None:
+    """Python's own process for spawned workers; it stays."""
+    ensure_running()
+
+
+@pytest.mark.parametrize(("module", "expected"), [("json", "fork"), ("torch", "spawn")])
+def test_beside_torch_workers_are_fresh_processes(module: str, expected: str) -> None:
+    code = f"import {module}; from serve_cli.workers import start_method; print(start_method())"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert found == f"{expected}\n"
 
 
 def test_results_come_in_order() -> None:

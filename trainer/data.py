@@ -226,8 +226,8 @@ def _own(data: Path | None) -> Dataset:
     train, test = split_by_hash(_split(found))
     if not len(train) or not len(test):
         raise InputError(
-            f"{data} has {len(found.labels)} images, too few to keep some for the test: bring more, "
-            "or a train and a test folder"
+            f"{data} has too few images ({len(found.labels)}) to keep some for the test: bring more, or a "
+            "training and a test set"
         )
     return Dataset(OWN, labels, train, test)
 
@@ -239,10 +239,10 @@ def split_by_hash(samples: Split) -> tuple[Split, Split]:
     """
     images, labels = samples.images.numpy(), samples.labels.tolist()
     digests = [hashlib.sha256(image.tobytes()).digest() for image in images]
-    order = sorted(range(len(labels)), key=lambda sample: (digests[sample], labels[sample]))
+    order = torch.tensor(sorted(range(len(labels)), key=lambda sample: (digests[sample], labels[sample])))
     limit = round(TEST_SHARE * 256**4).to_bytes(4, "big")
     tests = sum(digest < limit for digest in digests)
-    return samples.take(torch.tensor(order[tests:])), samples.take(torch.tensor(order[:tests]))
+    return samples.take(order[tests:]), samples.take(order[:tests])
 
 
 def _load(name: str, source: DatasetSource, root: Path) -> Dataset:

@@ -407,7 +407,7 @@ def test_pictures_in_folders_are_split_by_hash(tmp_path: Path, mnist5k: Dataset)
     [
         (None, "name it with --data"),
         ("none.npz", "no such data"),
-        ("one.npz", "has 1 images, too few to keep"),
+        ("one.npz", "has too few images .1. to keep"),
     ],
 )
 def test_own_data_that_does_not_do(tmp_path: Path, data: str | None, reason: str) -> None:

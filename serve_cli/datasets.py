@@ -24,7 +24,6 @@ from types import MappingProxyType
 from typing import IO
 
 import numpy as np
-import typer
 
 from serve_cli.errors import InputError
 from serve_cli.infer import read_chunks
@@ -183,11 +182,11 @@ def read_images(path: Path) -> np.ndarray | None:
         if kind == "npz":
             arrays = _arrays_in(path)
             known = _by_known_name(arrays)
-            names = [known[images] for _, images, _ in ARRAY_NAMES if images in known] or [*arrays]
-            names = [name for name in names if FOR_TEST.search(name)] or names
-            if len(names) > 1 and len(names) == len(arrays):
+            names = [known[images] for _, images, _ in sorted(ARRAY_NAMES) if images in known]  # TEST first
+            if not names and len(arrays) > 1:
                 raise InputError(f"{_about(path, arrays)}: expected x_test, or one array of images alone")
-            return _as_images(arrays[names[0]](), f"{path}, {names[0]},")
+            name = (names or [*arrays])[0]
+            return _as_images(arrays[name](), f"{path}, {name},")
         if kind == "csv" and (path.suffix.lower() == ".csv" or _is_table(path)):
             return _read_csv(path)[0]
     return None
@@ -285,7 +284,8 @@ def _find_splits(data: Path) -> dict[str, Split]:
     return _in_file(data)
 
 
-def _in_folder(folder: Path) -> dict[str, Split]:
+def _in_folder(folder: Path, *, roles: bool = True) -> dict[str, Split]:
+    """The splits of a folder; with `roles` also those in folders below it that are called train and test."""
     for below in IDX_FOLDERS:
         if is_folder(folder / below) and (splits := _idx_splits(folder / below)):
             return splits
@@ -297,11 +297,12 @@ def _in_folder(folder: Path) -> dict[str, Split]:
     if splits := _array_splits(arrays, folder) or _table_splits(tables, folder):
         return splits
     subfolders = [path for path in entries if path.is_dir()]
-    if roles := {role: path for path in subfolders if (role := SPLIT_FOLDERS.get(path.name.lower()))}:
+    called = {role: path for path in subfolders if (role := SPLIT_FOLDERS.get(path.name.lower()))}
+    if roles and called:
         for path in subfolders:
-            if path not in roles.values():
+            if path not in called.values():
                 warn("mnist", f"{path} is left out: it is neither called train nor test")
-        return {role: _one_split(_in_folder(path), role) for role, path in roles.items()}
+        return {role: _one_split(_in_folder(path, roles=False), role) for role, path in called.items()}
     return {TRAIN: partial(_list_by_label, folder)}
 
 
@@ -463,6 +464,8 @@ def _decode(found: LabelledImages | Pictures, names: Sequence[int | str], *, raw
         if label not in classes:
             known = ", ".join(map(str, names))
             raise InputError(f"{place}: {label!r} is no label of the model, use one of {known}")
+    import typer  # 50 ms, which `mnist infer` does not have
+
     images = np.empty((len(found.files), *IMAGE), np.uint8)
     done = 0
     with (
@@ -677,12 +680,16 @@ def _read_csv(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         )
     if path.stat().st_size > MOST_BYTES:
         raise InputError(f"{path} has more than {MOST_BYTES // 1024**3} GiB: bring fewer images")
-    has_header = not first[-1].replace(".", "").isdigit()
     try:
-        table = _load_table(path, int(has_header), np.uint8)
+        float(first[-1])
+        header_lines = 0
+    except ValueError:
+        header_lines = 1
+    try:
+        table = _load_table(path, header_lines, np.uint8)
     except ValueError:
         try:
-            table = _load_table(path, int(has_header), np.float32)
+            table = _load_table(path, header_lines, np.float32)
         except ValueError as error:
             reason = str(error).partition(";")[0].rstrip(".")
             raise InputError(f"{path} is no table of numbers ({reason}): save it again as CSV") from error

@@ -20,6 +20,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tokenize import TokenError
 from types import MappingProxyType
 from typing import IO
 
@@ -97,8 +98,8 @@ FIRST_BYTES = 64 * 1024
 DEFLATE_RATIO = 1032
 """The most bytes that a byte of a .gz can stand for."""
 
-LABELS_SHOWN = 12
-"""How many labels a message shows."""
+LABELS_SHOWN, LONGEST_REASON = 12, 200
+"""How many labels a message shows, and characters of what another library says."""
 
 REMEDY = (
     f"name a folder with a pair of IDX files (...{IMAGES} and ...{LABELS}, or each as .gz), with {MANIFEST}, "
@@ -516,10 +517,8 @@ def _read_idx(
         if len(data) != expected:
             how = "has more than" if len(data) > expected else f"ends after {len(header) + len(data):,} of"
             raise ValueError(f"it {how} the {len(header) + expected:,} bytes that its header promises")
-        if (
-            md5 is not None
-            and (found := hashlib.md5(header + data, usedforsecurity=False).hexdigest()) != md5
-        ):
+        found = None if md5 is None else hashlib.md5(header + data, usedforsecurity=False).hexdigest()
+        if found != md5:
             raise ValueError(f"md5 {found} of {len(header) + len(data):,} bytes, expected {md5}")
         values = np.frombuffer(data, np.uint8).reshape(-1, *item)
         if item == LABEL and values.max() >= CLASSES:
@@ -579,7 +578,7 @@ def _read_member(path: Path, member: str) -> np.ndarray:
 def _whole_archive(path: Path) -> Iterator[None]:
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
         raise InputError(f"{path} is damaged ({error}): {REPLACE}") from error
 
 
@@ -604,8 +603,9 @@ def _read_array(stream: IO[bytes], size: int, what: str) -> np.ndarray:
             raise ValueError(f"its header promises {promised:,} bytes, {size - stream.tell():,} are there")
         stream.seek(0)
         return np.lib.format.read_array(stream, allow_pickle=False)
-    except ValueError as error:
-        raise InputError(f"{what} is damaged ({str(error).splitlines()[0]}): {REPLACE}") from error
+    except (ValueError, RecursionError, SyntaxError, TokenError) as error:  # NumPy parses Python in a header
+        reason = " ".join(str(error).split())[:LONGEST_REASON]
+        raise InputError(f"{what} is damaged ({reason}): {REPLACE}") from error
 
 
 def _by_known_name(arrays: Collection[str]) -> dict[str, str]:
@@ -705,10 +705,7 @@ def _read_csv(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _load_table(path: Path, header_lines: int, dtype: type[np.generic]) -> np.ndarray:
-    with (
-        path.open(encoding="utf-8-sig") as stream,
-        warnings.catch_warnings(action="ignore"),
-    ):  # of an empty one
+    with path.open(encoding="utf-8-sig") as stream, warnings.catch_warnings(action="ignore"):
         return np.loadtxt(
             stream,
             dtype,

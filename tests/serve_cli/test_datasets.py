@@ -370,6 +370,7 @@ def test_no_memory_is_taken_for_what_a_header_promises(
     [
         (b"PK\3\4 and no more", "is damaged (File is not a zip file)"),
         (b"\x93NUMPY and no more", "is damaged ("),
+        (b"\x93NUMPY\1\0\x08\0{'a': ((", "is damaged ("),
     ],
 )
 def test_a_damaged_numpy_file(tmp_path: Path, content: bytes, reason: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from serve_cli.errors import MnistError
-from serve_cli.workers import in_workers
+from serve_cli.workers import cores, in_workers
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
@@ -59,6 +59,13 @@ def test_beside_torch_workers_are_fresh_processes(module: str, expected: str) ->
     code = f"import {module}; from serve_cli.workers import start_method; print(start_method())"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert found == f"{expected}\n"
+
+
+def test_processes_of_a_training_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    for processes, expected in (("1", 8), ("2", 4), ("16", 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        assert cores() == expected
 
 
 def test_results_come_in_order() -> None:

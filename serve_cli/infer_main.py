@@ -73,10 +73,10 @@ def infer(options: argparse.Namespace) -> int:
         floor = floor_of(predictor.contract.calibration)
     raw = options.preprocess == Preprocess.RAW
     is_submission = options.csv and _is_unlabelled_csv(options.images)
-    save = _saver(options)
     tell = _teller(options, predictor.contract.labels, is_submission=is_submission)
     exit_code = unsure = 0
     sources, notes = find_sources(options.images)
+    save = _saver(options, len(sources))
     found = answers(predictor, sources, raw=raw, floor=floor)
     with closing(found), closing(_watched(found, len(sources))) as batches:
         for batch in batches:
@@ -145,13 +145,14 @@ def _cells(row: Sequence[object]) -> list[object]:
     return [process.printable(cell) if isinstance(cell, str) else cell for cell in row]
 
 
-def _saver(options: argparse.Namespace) -> Callable[[Answer], object]:
+def _saver(options: argparse.Namespace, total: int) -> Callable[[Answer], object]:
     """What saves the picture of an answer where it was asked for."""
     if options.save_input is None:
         return lambda answer: None
     from serve_cli.seen import Saver
 
-    saver = Saver(options.save_input, options.images)
+    several = total > 1 or Path(options.images[0]).is_dir()
+    saver = Saver(options.save_input, options.images, several=several)
     return lambda answer: saver.save(answer.picture.pixels, answer.file)
 
 

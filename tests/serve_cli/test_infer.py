@@ -265,6 +265,15 @@ def test_a_table_becomes_a_submission(
         assert mnist("infer", *others, "--model", artifact, "--csv").out.startswith("file,label,best_guess,")
 
 
+def test_what_the_net_saw_of_a_table(mnist: Mnist, table: np.ndarray, artifact: Path, tmp_path: Path) -> None:
+    command = ("infer", tmp_path / "test.csv", "--model", artifact, "--save-input")
+    mnist(*command, tmp_path / "one.png").assert_refused("takes one picture: name a folder")
+    for _ in range(2):
+        assert mnist(*command, f"{tmp_path}/seen/").code in (0, 3)
+    assert len([*(tmp_path / "seen").iterdir()]) == 200
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "seen" / "test-8.png")), table[7])
+
+
 def test_a_damaged_table_does_not_stop_the_others(
     mnist: Mnist, digit_png: Path, artifact: Path, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """The command line of an export: `mnist export`."""
 
+import dataclasses
 import gc
 import re
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import typer
 from serve_cli.errors import InputError, needs_extra
 from serve_cli.process import among, ending_on_sigterm
 from serve_cli.spec import ARTIFACT_FOLDER, MODEL_FILES, ONNX_FORMATS
-from trainer.config import DATASETS
+from trainer.config import DATASETS, OWN
 
 if TYPE_CHECKING:
     from export.artifact import Artifact
@@ -69,6 +70,13 @@ def export(
             help="plain, or triton: a model repository for Triton and KServe, of one ONNX file.",
         ),
     ] = PLAIN,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DATA",
+            help="Data of your own to prove it on, as in mnist train --data; for a run, where its data is.",
+        ),
+    ] = None,
     data_dir: Annotated[
         Path | None,
         typer.Option(
@@ -149,6 +157,10 @@ def export(
         raise InputError("--layout triton needs --output: name the folder that becomes the repository")
     if not LICENSE.fullmatch(license_name):
         raise InputError(f"--license is {license_name!r}, expected an SPDX expression: MIT, CC-BY-4.0, ...")
+    if data is not None:
+        if data_dir is not None or dataset not in (None, OWN):
+            raise InputError("--data names data of your own: leave --data-dir and --dataset out")
+        data_dir, dataset = data, None
     with needs_extra("train"), without_garbage_collection():
         import torch
 
@@ -157,6 +169,8 @@ def export(
         torch.set_num_threads(1)  # for a net of this size more are slower, and much slower on busy cores
         log = partial(typer.echo, err=True)
         found = read_source(source, dataset=dataset, mean=mean, std=std, note=log)
+        if data is not None and not found.training:  # a run has its dataset
+            found = dataclasses.replace(found, dataset=OWN)
         from export.artifact import build_artifact  # imports the exporters, 3 s
 
         with ending_on_sigterm():

@@ -33,9 +33,9 @@ def evaluate(
     data: Annotated[
         Path,
         typer.Option(
-            metavar="DIR",
-            help="A folder with IDX files, with manifest.tsv (columns file and label), or with a folder of "
-            "pictures for each label.",
+            metavar="DATA",
+            help="A folder of pictures for each label, manifest.tsv (columns file and label), IDX files, an "
+            ".npz or a .csv file.",
         ),
     ],
     model: ModelArgument = BUNDLED_MODEL,
@@ -47,7 +47,8 @@ def evaluate(
     preprocess: Annotated[
         Preprocess,
         typer.Option(
-            help="auto: find and centre the digit; raw: take 28x28 pictures as they are, as IDX files are."
+            help="auto: find and centre the digit; raw: take 28x28 pictures as they are. IDX, NumPy and CSV "
+            "files are always taken as they are."
         ),
     ] = Preprocess.AUTO,
 ) -> None:
@@ -56,7 +57,7 @@ def evaluate(
     Prints the accuracy with its 95 % interval, the loss, the calibration error, what 'not sure' below the
     model's own confidence floor costs and brings, precision, recall and F1 of each label, and which labels
     are taken for which. All but that line counts every answer. The loss is that of the logits, as in
-    training; the calibration error that of the probabilities, temperature included. Where IDX files hold a
+    training; the calibration error that of the probabilities, temperature included. Where there is a
     training and a test set, the test set counts.
 
     A picture that cannot be read ends it and is named: an accuracy of the others would be another one.
@@ -67,16 +68,17 @@ def evaluate(
     Examples:
       mnist evaluate --data scans
       mnist evaluate artifact --data MNIST/raw --min-accuracy 0.98
+      mnist evaluate --data train.csv
       mnist evaluate artifact/model.pt2 --data scans/manifest.tsv --json
     """
     import numpy as np
 
+    from serve_cli.datasets import read_test_images
     from serve_cli.engine import open_engine
-    from serve_cli.labelled import read_labelled
     from serve_cli.metrics import confidences, risk_coverage, score, selective
 
     engine = open_engine(model)
-    labelled = read_labelled(data, engine.labels, raw=preprocess is Preprocess.RAW)
+    labelled = read_test_images(data, engine.labels, raw=preprocess is Preprocess.RAW)
     logits = engine.predict(labelled.images).logits
     if not np.isfinite(logits).all():
         raise CheckFailed(f"{engine.path} answers with numbers that are not finite: export the model again")
@@ -126,7 +128,10 @@ def _classes(classes: Sequence[dict[str, Any]]) -> Iterator[str]:
         (
             _short(str(of_class["label"])),
             f"{of_class['support']:,}",
-            *(f"{of_class[name]:.2%}" for name in ("precision", "recall", "f1")),
+            *(
+                f"{of_class[name]:.2%}" if of_class["support"] else "-"
+                for name in ("precision", "recall", "f1")
+            ),
         )
         for of_class in classes
     ]

@@ -1,26 +1,27 @@
 """From names on a command line to answers, in order: pictures are read on all cores, the net runs here."""
 
-import os
+import re
 import sys
 import time
-from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from serve_cli.answer import Answer
 from serve_cli.errors import InputError
-from serve_cli.picture import SUFFIXES, find_pictures, read_file, read_stream
+from serve_cli.picture import SUFFIXES, list_pictures, read_file, read_stream
 from serve_cli.preprocess import BLANK, Preprocessed, to_mnist
-from serve_cli.runtime import Predictor
 from serve_cli.spec import IMAGE_SIZE
 
-STDIN = "-"
+if TYPE_CHECKING:
+    from serve_cli.runtime import Predictor
+
+STDIN, STDIN_NAME = "-", "standard input"
 
 CHUNK = 128
 """Pictures that are read, answered and printed together, at most, and the rows of every call of the net: how
@@ -32,8 +33,8 @@ CHUNK_S = 0.05
 ALONE_S = 0.05
 """Seconds of reading in this process, enough for a few drawings, before workers are worth their start."""
 
-Source = tuple[str, Preprocessed | InputError | None]
-"""A name; and where it is no file to be read, the picture, or why there is none."""
+Source = tuple[str, np.ndarray | InputError | None]
+"""A name; and where it is no file to be read, the grey levels, uint8 [H, W], or why there are none."""
 
 
 class Chunk(NamedTuple):
@@ -50,19 +51,18 @@ class Chunk(NamedTuple):
 
 
 def answers(
-    predictor: Predictor, names: Sequence[str], *, raw: bool, floor: float
+    predictor: "Predictor", sources: Iterable[Source], *, raw: bool, floor: float
 ) -> Generator[list[Answer | InputError]]:
-    """Yield an answer for each picture that `names` stand for, or the error that it met, in order.
+    """Yield an answer for each picture of `sources`, or the error that it met, in order.
 
     They come in lists, as soon as they are known. Who stops early closes the iterator; that ends the workers.
-    `names` are files, folders, or `-` for standard input; `raw` takes 28x28 pictures as they are; below the
-    confidence `floor` (0 to 1) an answer is "not sure".
+    `raw` takes 28x28 pictures as they are; below the confidence `floor` (0 to 1) an answer is "not sure".
 
     Raises:
         MnistError: a worker was killed.
     """
     labels = predictor.contract.labels
-    with closing(_chunks(_sources(names), raw=raw)) as chunks:
+    with closing(read_chunks(sources, raw=raw)) as chunks:
         for chunk in chunks:
             probabilities = predictor.predict(chunk.pixels).probabilities
             yield [
@@ -75,40 +75,59 @@ def answers(
             ]
 
 
-def count(names: Sequence[str]) -> int:
-    """How many pictures `names` stand for, as far as they can be found."""
-    return sum(1 for _ in _sources(names))
+def find_sources(names: Sequence[str]) -> tuple[list[Source], list[str]]:
+    """All pictures that `names` stand for, and notes about files in folders that are not read.
 
-
-def left_out(name: str) -> int:
-    """How many files below the folder `name` are not called as pictures are, where others are.
-
-    Hidden files do not count. It is 0 for what is no folder.
+    `names` are files, folders, or `-` for standard input. A file whose name has no picture's extension may be
+    a table of pictures (CSV, NumPy, IDX): its rows are named `test.csv:1`, `test.csv:2`, ...
     """
-    files = (file for _, _, files in os.walk(name) for file in files if not file.startswith("."))
-    called = Counter(Path(file).suffix.lower() in SUFFIXES for file in files)
-    return called[False] if called[True] else 0
-
-
-def _sources(names: Sequence[str]) -> Iterator[Source]:
+    sources: list[Source] = []
+    notes: list[str] = []
     for name in names:
         try:
             if not name:
                 raise InputError("an empty name is no picture: is a variable unset?")
-            for path in [name] if name == STDIN else find_pictures(Path(name)):
-                yield "./-" if str(path) == STDIN and name != STDIN else str(path), None
+            if re.match("https?://", name):
+                raise InputError(f"{name} is an address, not a file: download it first (curl -LO {name})")
+            if name == STDIN:
+                sources.append((name, None))
+            elif (images := _read_table(Path(name))) is not None:
+                sources += [(f"{name}:{row}", image) for row, image in enumerate(images, 1)]
+            else:
+                listing = list_pictures(Path(name))
+                sources += [
+                    (f"./{path}" if str(path) == STDIN else str(path), None) for path in listing.pictures
+                ]
+                notes += listing.notes(Path(name))
+                if listing.error:
+                    raise listing.error
         except InputError as error:
-            yield name, error
+            sources.append((name, error))
+    return sources, notes
 
 
-def _chunks(sources: Iterator[Source], *, raw: bool) -> Generator[Chunk]:
-    """Read all pictures, first in this process, then on all cores; how many at a time follows the speed."""
+def _read_table(path: Path) -> np.ndarray | None:
+    """The images of a file that holds a table of them, uint8 [N, 28, 28]; None for anything else."""
+    if path.suffix.lower() in SUFFIXES:
+        return None
+    from serve_cli.datasets import read_images  # 10 ms, which pictures do not need
+
+    return read_images(path)
+
+
+def read_chunks(sources: Iterable[Source], *, raw: bool) -> Generator[Chunk]:
+    """Read all pictures, first in this process, then on all cores; how many at a time follows the speed.
+
+    Raises:
+        MnistError: a worker was killed.
+    """
     read = partial(read_chunk, raw=raw)
     size = 1
 
     def tasks() -> Iterator[list[Source]]:
-        while task := list(islice(sources, size)):
-            yield [_from_stdin(raw=raw) if source[0] == STDIN else source for source in task]
+        rest = iter(sources)
+        while task := list(islice(rest, size)):
+            yield [_read_stdin() if source[0] == STDIN else source for source in task]
 
     def noted(chunk: Chunk) -> Chunk:
         nonlocal size
@@ -129,9 +148,9 @@ def _chunks(sources: Iterator[Source], *, raw: bool) -> Generator[Chunk]:
             yield noted(chunk)
 
 
-def _from_stdin(*, raw: bool) -> Source:
+def _read_stdin() -> Source:
     try:
-        return STDIN, _fit(read_stream(sys.stdin.buffer, "standard input"), "standard input", raw=raw)
+        return STDIN, read_stream(sys.stdin.buffer, STDIN_NAME)
     except InputError as error:
         return STDIN, error
 
@@ -143,19 +162,16 @@ def read_chunk(sources: Sequence[Source], *, raw: bool) -> Chunk:
     about: list[tuple[str | None, Mapping[str, Any]] | InputError] = []
     for place, (name, known) in enumerate(sources):
         try:
-            picture = known or _fit(read_file(Path(name)), name, raw=raw)
-            if isinstance(picture, InputError):
-                raise picture
+            if isinstance(known, InputError):
+                raise known
+            grey = read_file(Path(name)) if known is None else known
+            picture = take_raw(grey, STDIN_NAME if name == STDIN else name) if raw else to_mnist(grey)
         except InputError as error:
             about.append(InputError(str(error)))  # without the traceback, which holds the bytes of the file
         else:
             pixels[place] = picture.pixels
             about.append((picture.refusal, picture.decisions))
     return Chunk([name for name, _ in sources], pixels, about, time.perf_counter() - begun)
-
-
-def _fit(grey: np.ndarray, name: str, *, raw: bool) -> Preprocessed:
-    return take_raw(grey, name) if raw else to_mnist(grey)
 
 
 def take_raw(grey: np.ndarray, name: str) -> Preprocessed:

@@ -4,6 +4,7 @@ It is parsed by argparse: typer and what it imports would take as long to start 
 """
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Callable, Generator, Sequence
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 from serve_cli import process
 from serve_cli.answer import Answer, header
 from serve_cli.errors import InputError, NotSure
-from serve_cli.infer import answers, count, left_out
+from serve_cli.infer import answers, find_sources
 from serve_cli.model_file import find_model
 from serve_cli.picture import SUFFIXES
 from serve_cli.runtime import Predictor
@@ -31,9 +32,11 @@ and polarity: the digit is found, cropped, scaled and centred as MNIST does it.
 Answers go to stdout, in order, as they are known. A bad file gives a line on
 stderr and does not stop the others."""
 
-ENDING = """Of a folder the files count whose names end as those of pictures do; how many
-others were left out stands on stderr. Percentages are rounded, --json and
---csv are not. Names that begin with - go after --.
+ENDING = """In a folder only files with a picture's extension are read, and hidden ones are
+skipped; the numbers of the others are on stderr. A CSV, NumPy or IDX file gives
+an answer a row. With --csv and one CSV file without labels the table is a
+Kaggle submission, ImageId and Label. Percentages are rounded, --json and --csv
+are not. Names that begin with - go after --.
 
 Exit codes: 0 all were read, 1 the output or a worker failed, 2 bad usage or a
 bad file, 3 not sure of a picture and no file was bad, 130 interrupted.
@@ -41,6 +44,7 @@ bad file, 3 not sure of a picture and no file was bad, 130 interrupted.
 Examples:
   mnist infer digit.png
   mnist infer scans --json > answers.jsonl
+  mnist infer test.csv --csv > submission.csv
   mnist infer digit.png --model artifact --top-k 3 --show"""
 
 
@@ -68,11 +72,13 @@ def infer(options: argparse.Namespace) -> int:
     if floor is None:
         floor = floor_of(predictor.contract.calibration)
     raw = options.preprocess == Preprocess.RAW
-    save = _saver(options)
-    tell = _teller(options, predictor.contract.labels)
-    exit_code = 0
-    found = answers(predictor, options.images, raw=raw, floor=floor)
-    with closing(found), closing(_watched(found, options.images)) as batches:
+    is_submission = options.csv and _is_unlabelled_csv(options.images)
+    tell = _teller(options, predictor.contract.labels, is_submission=is_submission)
+    exit_code = unsure = 0
+    sources, notes = find_sources(options.images)
+    save = _saver(options, len(sources))
+    found = answers(predictor, sources, raw=raw, floor=floor)
+    with closing(found), closing(_watched(found, len(sources))) as batches:
         for batch in batches:
             for answer in batch:
                 try:
@@ -80,28 +86,36 @@ def infer(options: argparse.Namespace) -> int:
                         raise answer
                     tell(answer)
                     save(answer)
-                    if answer.label is None:
-                        exit_code = exit_code or NotSure.exit_code
+                    unsure += answer.label is None
                 except InputError as error:
                     process.warn(PROGRAM, str(error))
                     exit_code = error.exit_code
             sys.stdout.flush()
-    _tell_what_was_left_out(options.images)
+    for note in notes:
+        process.warn(PROGRAM, note)
+    if is_submission and unsure:
+        process.warn(
+            PROGRAM,
+            f"{options.images[0]}: not sure of {unsure:,} of {len(sources):,} rows (confidence below "
+            f"{floor:.1%}, or no single digit); the table has their best guess",
+        )
+    elif unsure:
+        exit_code = exit_code or NotSure.exit_code
     return exit_code
 
 
-def _tell_what_was_left_out(names: Sequence[str]) -> None:
-    for name in names:
-        if number := left_out(name):
-            others = f"{number:,} file{'s' * (number > 1)}"
-            endings = ", ".join(sorted(SUFFIXES))
-            process.warn(
-                PROGRAM,
-                f"{name}: left out {others} not called {endings}: name them one by one if they matter",
-            )
+def _is_unlabelled_csv(names: Sequence[str]) -> bool:
+    """Whether the only name is a CSV file of images without labels, such as Kaggle's test.csv."""
+    if len(names) != 1 or Path(names[0]).suffix.lower() in SUFFIXES:
+        return False
+    from serve_cli.datasets import is_unlabelled_csv
+
+    return is_unlabelled_csv(Path(names[0]))
 
 
-def _teller(options: argparse.Namespace, labels: Sequence[int | str]) -> Callable[[Answer], object]:
+def _teller(
+    options: argparse.Namespace, labels: Sequence[int | str], *, is_submission: bool
+) -> Callable[[Answer], object]:
     """What prints an answer in the form that was asked for."""
     if options.json:
         return lambda answer: sys.stdout.write(json.dumps(answer.to_dict(options.top_k)) + "\n")
@@ -109,6 +123,10 @@ def _teller(options: argparse.Namespace, labels: Sequence[int | str]) -> Callabl
         import csv
 
         table = csv.writer(sys.stdout, lineterminator="\n")
+        if is_submission:
+            table.writerow(("ImageId", "Label"))
+            rows = itertools.count(1)
+            return lambda answer: table.writerow((next(rows), answer.best_guess))
         table.writerow(_cells(header(labels)))
         return lambda answer: table.writerow(_cells(answer.to_row()))
     if options.show:
@@ -127,23 +145,24 @@ def _cells(row: Sequence[object]) -> list[object]:
     return [process.printable(cell) if isinstance(cell, str) else cell for cell in row]
 
 
-def _saver(options: argparse.Namespace) -> Callable[[Answer], object]:
+def _saver(options: argparse.Namespace, total: int) -> Callable[[Answer], object]:
     """What saves the picture of an answer where it was asked for."""
     if options.save_input is None:
         return lambda answer: None
     from serve_cli.seen import Saver
 
-    saver = Saver(options.save_input, options.images)
+    several = total > 1 or Path(options.images[0]).is_dir()
+    saver = Saver(options.save_input, options.images, several=several)
     return lambda answer: saver.save(answer.picture.pixels, answer.file)
 
 
-def _watched(batches: Batches, names: Sequence[str]) -> Batches:
+def _watched(batches: Batches, total: int) -> Batches:
     """The batches; a line on stderr says how far they are, where somebody sees that and not the answers."""
     if not sys.stderr.isatty() or sys.stdout.isatty():
         return batches
     from serve_cli.progress import watched
 
-    return watched(batches, count(names))
+    return watched(batches, total)
 
 
 # The options
@@ -217,7 +236,10 @@ def _parser() -> Parser:
         allow_abbrev=False,
     )
     parser.add_argument_group("Arguments").add_argument(
-        "images", metavar="IMAGE...", nargs="*", help="Pictures, folders of them, or - for standard input."
+        "images",
+        metavar="IMAGE...",
+        nargs="*",
+        help="Pictures, folders of them, tables of them (.csv, .npz, .npy, IDX), or - for standard input.",
     )
     group = parser.add_argument_group("Options")
     group.add_argument(

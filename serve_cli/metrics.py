@@ -1,7 +1,7 @@
 """What the logits of labelled images say of a net, in numbers that JSON can hold."""
 
 import math
-from statistics import NormalDist
+from statistics import NormalDist, fmean
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ def score(
     the logits themselves, what training lowers; `calibration_error` is that of what users see, the softmax
     of logits / `temperature`. In `confusion` rows are the true class and columns the predicted one. What
     would divide by zero is 0: the recall of a class without images, the precision of one that is never
-    predicted. `macro_f1` is the plain mean over all ten classes, so a class without images lowers it.
+    predicted. `macro_f1` is the plain mean over the classes that have images.
     """
     confusion = _confusion(labels, logits.argmax(axis=1))
     correct = int(confusion.trace())
@@ -39,7 +39,7 @@ def score(
         "samples": len(labels),
         "accuracy_interval": _wilson_interval(correct, len(labels)),
         "calibration_error": calibration_error(logits / temperature, labels),
-        "macro_f1": sum(of_class["f1"] for of_class in classes) / len(classes),
+        "macro_f1": fmean(of_class["f1"] for of_class in classes if of_class["support"]),
         "classes": classes,
         "confusion": confusion.tolist(),
     }

@@ -5,13 +5,15 @@ import os
 import re
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 from threading import Lock
-from typing import BinaryIO, cast
+from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
 from PIL import Image, ImageChops
@@ -47,6 +49,9 @@ FOREIGN = (
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm"})
 """What counts as a picture when a folder is named."""
+
+HIDDEN_SHOWN = 3
+"""How many of the names that hide pictures a note shows."""
 
 MAX_BYTES = 64 * 1024**2
 MAX_PIXELS = 64 * 10**6
@@ -92,27 +97,93 @@ STDERR = 2
 _stderr_lock = Lock()
 
 
-def find_pictures(path: Path) -> Iterator[Path]:
-    """Yield `path` itself, or all pictures below it when it is a folder, in sorted order.
+class Listing(NamedTuple):
+    """What a folder holds, all folders below it included.
+
+    `pictures` are sorted by folder and name. `hidden` counts the pictures that is_hidden skips, by the name
+    that hides them; `others` are the visible files that have no picture's extension. `error` names the first
+    folder that cannot be listed.
+    """
+
+    pictures: list[Path]
+    hidden: Counter[str]
+    others: int
+    error: InputError | None
+
+    def notes(self, folder: Path) -> Iterator[str]:
+        """Yield a line about each kind of file in `folder` that is not read."""
+        if total := self.hidden.total():
+            names = ", ".join([*self.hidden][:HIDDEN_SHOWN]) + ", ..." * (len(self.hidden) > HIDDEN_SHOWN)
+            yield f"{folder}: skipped {total:,} hidden picture{'s' * (total > 1)} ({names})"
+        if self.pictures and self.others:
+            yield (
+                f"{folder}: left out {self.others:,} file{'s' * (self.others > 1)} not called "
+                f"{', '.join(sorted(SUFFIXES))}: name them one by one if they matter"
+            )
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is skipped in every folder: a system or a tool made it.
+
+    Among them are `._*` of macOS, .ipynb_checkpoints of Jupyter and @eaDir of Synology.
+    """
+    return name.startswith((".", "@")) or name in ("__MACOSX", "Thumbs.db")
+
+
+def list_pictures(path: Path, *, links: bool = False) -> Listing:
+    """List all pictures below the folder `path`; a `path` that is no folder is the only picture.
+
+    Links to folders are not followed, but with `links` those that lie directly in `path`.
 
     Raises:
-        InputError: at the end, for a folder without a picture, or the first below it that cannot be listed.
+        InputError: the folder can be listed and holds no picture, or the system cannot look at `path`.
     """
     if not is_folder(path):
-        yield path
-        return
-    found = False
-    closed: list[OSError] = []
-    for folder, subfolders, names in os.walk(path, onerror=closed.append):
-        subfolders.sort()
-        for name in sorted(names):
-            if Path(name).suffix.lower() in SUFFIXES:
-                found = True
-                yield Path(folder, name)
+        return Listing([path], Counter(), 0, None)
+    pictures, hidden, others, closed = list[Path](), Counter[str](), 0, list[OSError]()
+    for file, hiding in _files_below(path, links, closed):
+        is_picture = Path(file.name).suffix.lower() in SUFFIXES
+        if is_picture and hiding:
+            hidden[hiding] += 1
+        elif is_picture:
+            pictures.append(Path(file.path))
+        else:
+            others += not hiding
     if closed:
-        raise InputError(f"cannot list folder {closed[0].filename}: {closed[0].strerror}")
-    if not found:
+        error = InputError(f"cannot list folder {closed[0].filename}: {closed[0].strerror}")
+        return Listing(pictures, hidden, others, error)
+    if not pictures:
         raise InputError(f"{path} holds no pictures: name a folder with {', '.join(sorted(SUFFIXES))} files")
+    return Listing(pictures, hidden, others, None)
+
+
+def _files_below(path: Path, links: bool, closed: list[OSError]) -> Iterator[tuple[os.DirEntry[str], str]]:
+    """Yield each file below `path` with the hidden name on the way to it, if any; see list_pictures.
+
+    What goes wrong with a visible folder is added to `closed`. Python 3.11's os.walk is recursive.
+    """
+    folders = [(str(path), "")]
+    while folders:
+        folder, above = folders.pop()
+        try:
+            entries = sorted(os.scandir(folder), key=attrgetter("name"))
+        except OSError as error:
+            closed += [] if above else [error]
+            continue
+        below = []
+        for entry in entries:
+            hiding = above or (entry.name if is_hidden(entry.name) else "")
+            if not _is_dir(entry):
+                yield entry, hiding
+            elif not entry.is_symlink() or (links and folder == str(path)):
+                below.append((entry.path, hiding))
+        folders += reversed(below)
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    with suppress(OSError):  # of a link to itself
+        return entry.is_dir()
+    return False
 
 
 def is_folder(path: Path) -> bool:

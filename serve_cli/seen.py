@@ -44,13 +44,14 @@ def draw(pixels: np.ndarray, *, colours: bool) -> str:
 class Saver:
     """Saves what the net saw as `target`: a PNG file, or a folder that gets a PNG for each picture.
 
-    `names` are the pictures, as on the command line. A file saved so before is replaced, nothing else.
+    `names` are the pictures, as on the command line, and `several` says whether they stand for more than one.
+    A file saved so before is replaced, nothing else.
 
     Raises:
         InputError: a file for several pictures, a folder that holds what is read, or no PNG.
     """
 
-    def __init__(self, target: str, names: list[str]) -> None:
+    def __init__(self, target: str, names: list[str], *, several: bool) -> None:
         if not target:
             raise InputError("--save-input is empty: is a variable unset?")
         self._target = Path(target)
@@ -58,7 +59,7 @@ class Saver:
         self._is_folder = target.endswith(("/", os.sep)) or self._target.is_dir()
         if self._is_folder:
             _refuse_inside(self._target.resolve(), names)
-        elif len(names) > 1 or Path(names[0]).is_dir():
+        elif several:
             raise InputError(
                 f"--save-input {target} takes one picture: name a folder, as in --save-input seen/"
             )
@@ -73,7 +74,7 @@ class Saver:
         """
         path = self._target
         if self._is_folder:
-            path /= "stdin.png" if name == "-" else Path(name).with_suffix(".png").name
+            path /= "stdin.png" if name == "-" else _png_name(name)
         if path in self._saved:
             raise InputError(f"{path} has another picture of this call already, {name} is not saved")
         try:
@@ -97,8 +98,15 @@ def _refuse_inside(folder: Path, names: list[str]) -> None:
             )
 
 
+def _png_name(name: str) -> str:
+    """digit.jpg becomes digit.png, and test.csv:7, the seventh row of a table, test-7.png."""
+    table, _, row = name.rpartition(":")
+    is_row = row.isdecimal() and not Path(name).exists()
+    return f"{Path(table).stem}-{row}.png" if is_row else Path(name).with_suffix(".png").name
+
+
 def _is_same(path: Path, name: str) -> bool:
-    return name != "-" and path.samefile(name)
+    return name != "-" and Path(name).exists() and path.samefile(name)
 
 
 def _is_ours(path: Path) -> bool:

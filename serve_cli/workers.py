@@ -16,14 +16,21 @@ from serve_cli.errors import MnistError
 Task = TypeVar("Task")
 Done = TypeVar("Done")
 
-START_METHOD = "fork" if sys.platform == "linux" else "spawn"
-"""A fork has numpy and Pillow already; a fresh process imports them for a tenth of a second. On Linux it is
-safe here: onnxruntime starts no thread, and OpenBLAS is made for it. Other systems' libraries are not."""
-
 
 def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many cores this process may use; those of a training share the cores of their machine."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, usable // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def start_method() -> str:
+    """How workers start: "fork" where that is safe and fast, else "spawn".
+
+    A fork has numpy and Pillow already; a fresh process imports them for a tenth of a second. On Linux a fork
+    is safe here, for onnxruntime starts no thread and OpenBLAS is made for it; once torch is loaded, whose
+    threads a fork does not have, it is not.
+    """
+    return "fork" if sys.platform == "linux" and "torch" not in sys.modules else "spawn"
 
 
 def in_workers(function: Callable[[Task], Done], tasks: Iterable[Task], count: int) -> Generator[Done]:
@@ -51,7 +58,7 @@ def in_workers(function: Callable[[Task], Done], tasks: Iterable[Task], count: i
 @contextmanager
 def _started(function: Callable[[Task], Done], count: int) -> Iterator[list[Connection]]:
     """Start the workers; at the end of the block none is left."""
-    context: Any = multiprocessing.get_context(START_METHOD)
+    context: Any = multiprocessing.get_context(start_method())
     processes, pipes = [], []
     try:
         with without_interrupts():

@@ -113,6 +113,11 @@ class Shop:
             self.write(f"idx/{name}-images-idx3-ubyte", header + bytes(784 * count))
         return self.folder / "idx"
 
+    def arrays(self, **arrays: object) -> Path:
+        """A NumPy archive."""
+        np.savez(self.folder / "mnist.npz", allow_pickle=False, **arrays)
+        return self.folder / "mnist.npz"
+
     def idx(self, count: int, names: str = "") -> Path:
         """A data set of two images, of which `count` are there to train on, and a labels.txt of `names`."""
         folder = self.images(train=count, t10k=2)
@@ -158,6 +163,12 @@ INFER: dict[str, Case] = {
         *("infer", shop.large("a.png", 64))
     ],
     "<folder> holds no pictures: name a folder with <endings> files": lambda shop: ["infer", shop.folder],
+    "<address> is an address, not a file: download it first (curl -LO <address>)": lambda shop: [
+        *("infer", "https://example.org/digit.png")
+    ],
+    "<file> is a CSV file with <number> columns: expected a label and 784 pixels, or 784 pixels": (
+        lambda shop: ["infer", shop.write("a.csv", "1,2\n")]
+    ),
     "<file> is not 28x28 pixels, as --preprocess raw takes them: leave the option out": lambda shop: [
         *("infer", shop.picture(size=56), "--preprocess", "raw")
     ],
@@ -228,10 +239,25 @@ EVALUATE: dict[str, Case] = {
     "<folder>: '<name>' is no label of the model, use one of <labels>": lambda shop: [
         *("evaluate", BUNDLED_MODEL, "--data", shop.pictures("seven/a.png"))
     ],
+    "<file> is a NumPy archive with the arrays <names>: expected <names>": lambda shop: [
+        *("evaluate", "--data", shop.arrays(a=[1], b=[2]))
+    ],
+    "<array> has the shape [<numbers>], expected [N, 28, 28] or [N, 784]": lambda shop: [
+        *("evaluate", "--data", shop.arrays(x=np.zeros((1, 32, 32)), y=[2]))
+    ],
+    "<array> holds values from <lowest> to <highest>, expected 0 to 255 or 0 to 1": lambda shop: [
+        *("evaluate", "--data", shop.arrays(x=np.full((1, 784), -0.5), y=[2]))
+    ],
+    "<file> has 784 columns, so no labels: expected a label and 784 pixels": lambda shop: [
+        *("evaluate", "--data", shop.write("test.csv", "0" + ",0" * 783))
+    ],
+    "<file> is a ZIP archive: unpack it and name the folder": lambda shop: [
+        *("evaluate", "--data", shop.write("a.zip", b"PK\5\6" + bytes(18)))
+    ],
     "<file> has no label: move it into the folder of its label": lambda shop: [
         *("evaluate", BUNDLED_MODEL, "--data", shop.pictures("1/a.png", "b.png"))
     ],
-    "<folder> holds more than one set to test on: name one of the files <files>": lambda shop: [
+    "<folder> holds several sets: name one of the files <files>": lambda shop: [
         *("evaluate", BUNDLED_MODEL, "--data", shop.images(a=2, b=2))
     ],
     "<folder> lacks <file>, plain or as .gz: put it beside its other half": lambda shop: [
@@ -373,6 +399,17 @@ TRAIN: dict[str, Case] = {
             "--output",
             shop.folder / "run",
         )
+    ],
+    "<data> has <number> labels (<labels>), and the net has 10 outputs: bring 10 labels, or digits": (
+        lambda shop: ["train", "--data", shop.pictures("a/1.png", "b/1.png"), "--output", shop.folder / "run"]
+    ),
+    "<data> has too few images (<number>) to keep some for the test: bring more, or a training and a "
+    "test set": (lambda shop: ["train", "--data", shop.pictures("1/a.png"), "--output", shop.folder / "run"]),
+    "--data names data of your own: leave --data-dir and --dataset out": lambda shop: [
+        *("train", "--data", "own.npz", "--data-dir", "data")
+    ],
+    "the dataset is your own, and nothing says where it is: name it with --data": lambda shop: [
+        *("train", "--dataset", "own", "--output", shop.folder / "run")
     ],
     "<folder> contains <file>, which this program did not create: name another --output": lambda shop: [
         *("train", *PROVE, shop.full())

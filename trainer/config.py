@@ -16,7 +16,9 @@ from serve_cli.process import did_you_mean
 from serve_cli.regular_file import read_regular
 from serve_cli.spec import CLASSES, IMAGE_SIZE
 
-DATASETS = ("mnist", "mnist5k", "fashion-mnist", "kmnist", "emnist-digits", "idx")
+OWN = "own"
+"""The dataset that people bring with --data."""
+DATASETS = ("mnist", "mnist5k", "fashion-mnist", "kmnist", "emnist-digits", "idx", OWN)
 PROGRAM = "mnist train"
 DEFAULT_RECIPE = "fast"
 RECIPES: dict[str, dict[str, Any]] = {

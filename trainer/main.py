@@ -13,7 +13,7 @@ import typer
 
 from serve_cli import process
 from serve_cli.errors import InputError, needs_extra
-from trainer.config import DEFAULT_RECIPE, PROGRAM, TrainConfig, expected, parse_hidden, read_settings
+from trainer.config import DEFAULT_RECIPE, OWN, PROGRAM, TrainConfig, expected, parse_hidden, read_settings
 
 TRACKERS = ("tensorboard",)
 
@@ -62,6 +62,14 @@ def train(
             help="Settings from a JSON, TOML or YAML file, such as a run's config.json; flags override it.",
         ),
     ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DATA",
+            help="Data of your own: a folder of pictures for each label, manifest.tsv, IDX files, an .npz or "
+            "a .csv file. The same as --dataset own --data-dir DATA.",
+        ),
+    ] = None,
     data_dir: Annotated[
         Path | None,
         typer.Option(
@@ -84,7 +92,7 @@ def train(
         typer.Option(
             "--resume",
             help="Go on from the newest whole checkpoint of RUN, with its settings; start if there is none. "
-            "--checkpoint-every, --tracker and --data-dir may differ.",
+            "--checkpoint-every, --tracker, --data and --data-dir may differ.",
         ),
     ] = False,
     checkpoint_every: Annotated[
@@ -122,6 +130,7 @@ def train(
     \b
     Examples:
       mnist train --recipe notebook --output runs/notebook
+      mnist train --data scans --output runs/scans
       mnist train --recipe best --num-processes 2 --output runs/best
       mnist train --recipe best --num-processes 2 --output runs/best --resume
       mnist train --config runs/best/config.json --seed 1 --output runs/best-1
@@ -132,6 +141,10 @@ def train(
     if tracker is not None and tracker not in TRACKERS:
         close = process.did_you_mean(tracker, TRACKERS)
         raise InputError(f"--tracker is {tracker}, expected one of {', '.join(TRACKERS)}{close}")
+    if data is not None:
+        if data_dir is not None or flags["dataset"] not in (None, OWN):
+            raise InputError("--data names data of your own: leave --data-dir and --dataset out")
+        flags["dataset"] = OWN
     settings = merge_settings(config, flags)
     checked = TrainConfig.from_recipe(**{"recipe": DEFAULT_RECIPE, **settings})
     with needs_extra("train"):  # bad flags end before this, without torch
@@ -151,7 +164,7 @@ def train(
             )
         options = Options(
             output=output or Path("runs", f"{checked.dataset}-{checked.recipe}"),
-            data_dir=data_dir,
+            data_dir=data or data_dir,
             overwrite=overwrite,
             resume=resume,
             checkpoint_every=checkpoint_every,

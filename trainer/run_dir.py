@@ -171,12 +171,12 @@ def read_status(output: Path) -> RunStatus:
 
 
 def read_data_dir(run: Path) -> Path | None:
-    """The --data-dir of the run; None where none was given, or the folder is not on this machine."""
+    """The --data or --data-dir of the run; None where none was given, or it is not on this machine."""
     try:
         data_dir = json.loads(read_regular(run / LOCAL, MAX_JSON_BYTES, ""))["data_dir"]
     except (InputError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return Path(data_dir) if isinstance(data_dir, str) and Path(data_dir).is_dir() else None
+    return Path(data_dir) if isinstance(data_dir, str) and Path(data_dir).exists() else None
 
 
 def read_report(path: Path) -> dict[str, Any]:

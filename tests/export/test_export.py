@@ -23,7 +23,7 @@ import torch
 from export.artifact import FORMATS
 from export.main import chosen_formats
 from serve_cli import app
-from serve_cli.idx import UBYTE
+from serve_cli.datasets import UBYTE
 from serve_cli.runtime import Predictor
 from serve_cli.spec import ARTIFACT_FILES, MODEL_FILES, VECTOR_OUTPUTS, Contract
 from tests.command import Mnist

@@ -13,7 +13,7 @@ from PIL import Image
 
 from serve_cli import engine, evaluate, metrics, process
 from tests.command import Mnist, Result
-from tests.serve_cli.test_labelled import write_pair
+from tests.serve_cli.test_datasets import write_pair
 from trainer.data import DIGITS, SOURCES, Dataset
 
 SAMPLES = 300
@@ -176,18 +176,18 @@ data: d (1,012 images)
 accuracy: 99.80% (95 % interval 99.28% to 99.95%)
 loss: 0.0189
 calibration error: 0.0009
-macro F1: 14.99%
+macro F1: 74.95%
 
 label  images  precision   recall      F1
 0       1,011    100.00%   99.80%  99.90%
-1           0      0.00%    0.00%   0.00%
-2           0      0.00%    0.00%   0.00%
-3           0      0.00%    0.00%   0.00%
-4           0      0.00%    0.00%   0.00%
-5           0      0.00%    0.00%   0.00%
-6           0      0.00%    0.00%   0.00%
-7           0      0.00%    0.00%   0.00%
-8           0      0.00%    0.00%   0.00%
+1           0          -        -       -
+2           0          -        -       -
+3           0          -        -       -
+4           0          -        -       -
+5           0          -        -       -
+6           0          -        -       -
+7           0          -        -       -
+8           0          -        -       -
 9           1     33.33%  100.00%  50.00%
 
 confusion: a row for each true label, a column for each answer

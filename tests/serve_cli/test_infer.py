@@ -209,6 +209,87 @@ def test_what_a_folder_holds_besides_pictures_is_counted(
     assert (result.code, result.err.count("left out 1 file not")) == (0, 1)
 
 
+def test_hidden_pictures_are_skipped_and_counted(
+    mnist: Mnist, digit_png: Path, artifact: Path, tmp_path: Path
+) -> None:
+    for name in ("._digit.png", "@eaDir/digit.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(digit_png.read_bytes())
+    result = mnist("infer", tmp_path, "--model", artifact)
+    assert (result.code, result.out.count("\n")) == (0, 1)
+    assert result.err == f"mnist infer: {tmp_path}: skipped 2 hidden pictures (._digit.png, @eaDir)\n"
+    assert mnist("infer", tmp_path / "._digit.png", "--model", artifact).code == 0
+
+
+# Tables of pictures.
+
+
+@pytest.fixture
+def table(mnist5k: Dataset, tmp_path: Path) -> np.ndarray:
+    """Genuine digits, uint8 [200, 28, 28], also in test.csv, a.npz, a.npy and an IDX file of tmp_path."""
+    images = mnist5k.test.images[:200].numpy()
+    np.savetxt(tmp_path / "test.csv", images.reshape(200, 784), "%d", delimiter=",")
+    np.savez(tmp_path / "a.npz", x_test=images)
+    np.save(tmp_path / "a.npy", images)
+    (tmp_path / "idx").write_bytes(b"\0\0\x08\3" + np.array(images.shape, ">u4").tobytes() + images.tobytes())
+    return images
+
+
+@pytest.mark.parametrize("name", ["test.csv", "a.npz", "a.npy", "idx"])
+def test_a_table_gives_an_answer_a_row(
+    mnist: Mnist, table: np.ndarray, artifact: Path, tmp_path: Path, name: str
+) -> None:
+    result = mnist("infer", tmp_path / name, "--model", artifact, "--json")
+    answers = [json.loads(line) for line in result.out.splitlines()]
+    assert [answer["file"] for answer in answers] == [f"{tmp_path / name}:{row}" for row in range(1, 201)]
+    Image.fromarray(table[7]).save(tmp_path / "eighth.png")
+    (alone,) = mnist("infer", tmp_path / "eighth.png", "--model", artifact, "--json").out.splitlines()
+    assert {**json.loads(alone), "file": ""} == {**answers[7], "file": ""}
+
+
+def test_a_table_becomes_a_submission(
+    mnist: Mnist, table: np.ndarray, artifact: Path, tmp_path: Path
+) -> None:
+    guesses = [
+        json.loads(line)["best_guess"]
+        for line in mnist("infer", tmp_path / "test.csv", "--model", artifact, "--json").out.splitlines()
+    ]
+    result = mnist("infer", tmp_path / "test.csv", "--model", artifact, "--csv", "--min-confidence", 1)
+    assert result.code == 0
+    assert list(csv.reader(io.StringIO(result.out))) == [
+        ["ImageId", "Label"],
+        *([str(row), str(guess)] for row, guess in enumerate(guesses, 1)),
+    ]
+    assert result.err.startswith(f"mnist infer: {tmp_path / 'test.csv'}: not sure of 200 of 200 rows (")
+    for others in ([tmp_path / "test.csv"] * 2, [tmp_path / "a.npz"]):
+        assert mnist("infer", *others, "--model", artifact, "--csv").out.startswith("file,label,best_guess,")
+
+
+def test_what_the_net_saw_of_a_table(mnist: Mnist, table: np.ndarray, artifact: Path, tmp_path: Path) -> None:
+    command = ("infer", tmp_path / "test.csv", "--model", artifact, "--save-input")
+    mnist(*command, tmp_path / "one.png").assert_refused("takes one picture: name a folder")
+    for _ in range(2):
+        assert mnist(*command, f"{tmp_path}/seen/").code in (0, 3)
+    assert len([*(tmp_path / "seen").iterdir()]) == 200
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "seen" / "test-8.png")), table[7])
+
+
+def test_a_damaged_table_does_not_stop_the_others(
+    mnist: Mnist, digit_png: Path, artifact: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
+    result = mnist("infer", tmp_path / "bad.csv", digit_png, "--model", artifact)
+    assert result.code == 2
+    assert "bad.csv is a CSV file with 2 columns" in result.err
+    assert ": 7 (" in result.out
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_an_address_is_no_file(mnist: Mnist, artifact: Path, scheme: str) -> None:
+    url = f"{scheme}://example.org/digit.png"
+    mnist("infer", url, "--model", artifact).assert_refused(f"{url} is an address", f"curl -LO {url}")
+
+
 def test_warnings_stand_in_brackets() -> None:
     probabilities = np.eye(10, dtype=np.float32)[7]
     picture = Preprocessed(np.ones((28, 28), np.uint8), None, {"warnings": ["faint", "cut off"]})

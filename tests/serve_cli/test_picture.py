@@ -23,8 +23,8 @@ from serve_cli.picture import (
     MAX_BYTES,
     MAX_PIXELS,
     MAX_SCANS,
-    find_pictures,
     grey_levels,
+    list_pictures,
     read_file,
     read_stream,
 )
@@ -595,7 +595,7 @@ def test_too_large_a_file_is_refused(tmp_path: Path) -> None:
 def test_any_name_works(ramp: np.ndarray, tmp_path: Path, name: bytes) -> None:
     path = tmp_path / os.fsdecode(name)
     path.write_bytes(png(ramp))
-    assert list(find_pictures(tmp_path)) == [path]
+    assert list_pictures(tmp_path).pictures == [path]
     assert np.array_equal(read_file(path), ramp)
 
 
@@ -603,7 +603,7 @@ def test_links_that_go_in_circles_end(ramp: np.ndarray, tmp_path: Path) -> None:
     (tmp_path / "one.png").write_bytes(png(ramp))
     (tmp_path / "circle").symlink_to(tmp_path, target_is_directory=True)
     (tmp_path / "self.png").symlink_to("self.png")
-    assert [path.name for path in find_pictures(tmp_path)] == ["one.png", "self.png"]
+    assert [path.name for path in list_pictures(tmp_path).pictures] == ["one.png", "self.png"]
     with pytest.raises(InputError, match="cannot read"):
         read_file(tmp_path / "self.png")
 
@@ -613,7 +613,7 @@ def test_pictures_of_a_folder_come_sorted_and_from_below(ramp: np.ndarray, tmp_p
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"")
-    found = [str(path.relative_to(tmp_path)) for path in find_pictures(tmp_path)]
+    found = [str(path.relative_to(tmp_path)) for path in list_pictures(tmp_path).pictures]
     assert found == ["a.PNG", "b.png", "sub/c.jpeg"]
 
 
@@ -629,10 +629,33 @@ def test_a_closed_folder_hides_no_other(tmp_path: Path, monkeypatch: pytest.Monk
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", closed)
-    found = find_pictures(tmp_path)
-    assert [next(found).parent.name, next(found).parent.name] == ["a", "c"]
-    with pytest.raises(InputError, match=r"cannot list folder .*b: Permission denied"):
-        next(found)
+    listing = list_pictures(tmp_path)
+    assert [path.parent.name for path in listing.pictures] == ["a", "c"]
+    assert str(listing.error) == f"cannot list folder {tmp_path / 'b'}: Permission denied"
+
+
+def test_hidden_files_and_others_are_counted(tmp_path: Path) -> None:
+    for name in ("a.png", "._a.png", "notes.txt", ".hidden", "sub/@eaDir/deep/b.jpg", "sub/Thumbs.db"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    listing = list_pictures(tmp_path)
+    assert listing == ([tmp_path / "a.png"], {"._a.png": 1, "@eaDir": 1}, 1, None)
+    hidden, others = listing.notes(tmp_path)
+    assert hidden == f"{tmp_path}: skipped 2 hidden pictures (._a.png, @eaDir)"
+    assert others.startswith(f"{tmp_path}: left out 1 file not called .bmp, ")
+
+
+def test_a_deep_folder_is_no_recursion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(1200):
+        Path("d").mkdir()
+        os.chdir("d")
+    Path("x.png").touch()
+    assert len(list_pictures(tmp_path).pictures) == 1
+    Path("x.png").unlink()
+    for _ in range(1200):  # shutil.rmtree of Python 3.11 is recursive, too
+        os.chdir("..")
+        Path("d").rmdir()
 
 
 def test_what_has_no_size_is_read_in_large_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,12 @@ def test_an_error_that_cannot_be_printed_is_still_an_exit_code() -> None:
     assert (done.returncode, done.stdout) == (7, "on\n")
 
 
-def test_typer_abort_ends_as_ctrl_c_does(capsys: pytest.CaptureFixture[str]) -> None:
+def test_typer_abort_ends_as_ctrl_c_does(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "signal.signal", lambda *_: None
+    )  # an ignored SIGINT would stay, for other tests, too
     app = typer.Typer()
 
     @app.command()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.resource_tracker import ensure_running
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from serve_cli.errors import MnistError
-from serve_cli.workers import in_workers
+from serve_cli.workers import cores, in_workers
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
@@ -45,6 +46,26 @@ def wait_for(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.01)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _resource_tracker() -> None:
+    """Python's own process for spawned workers; it stays."""
+    ensure_running()
+
+
+@pytest.mark.parametrize(("module", "expected"), [("json", "fork"), ("torch", "spawn")])
+def test_beside_torch_workers_are_fresh_processes(module: str, expected: str) -> None:
+    code = f"import {module}; from serve_cli.workers import start_method; print(start_method())"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert found == f"{expected}\n"
+
+
+def test_processes_of_a_training_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    for processes, expected in (("1", 8), ("2", 4), ("16", 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        assert cores() == expected
 
 
 def test_results_come_in_order() -> None:

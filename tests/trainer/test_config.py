@@ -24,7 +24,7 @@ def test_the_notebook_recipe_is_the_tutorial() -> None:
 
 
 def test_flags_and_fields_are_the_same() -> None:
-    others = {"context", "config", "output", "overwrite", "resume", "data_dir", "checkpoint_every"}
+    others = {"context", "config", "output", "overwrite", "resume", "data", "data_dir", "checkpoint_every"}
     flags = set(inspect.signature(train).parameters) - others - {"num_processes", "tracker"}
     assert flags == {field.name for field in dataclasses.fields(TrainConfig)}
 

@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -13,12 +14,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.datasets import EMNIST, MNIST
 
 from serve_cli.errors import InputError
 from tests.command import Mnist
 from trainer.config import DATASETS
-from trainer.data import MNIST_FILES, SOURCES, Dataset, Split, data_directory, load_dataset, train_val_split
+from trainer.data import (
+    MNIST_FILES,
+    SOURCES,
+    Dataset,
+    Split,
+    data_directory,
+    load_dataset,
+    split_by_hash,
+    train_val_split,
+)
 
 TRAIN, TEST = 20, 10
 """How many images the small datasets of these tests hold."""
@@ -151,8 +162,8 @@ def test_the_data_directory_is_a_flag_a_variable_or_the_cache(
 
 
 def test_the_flag_offers_every_dataset() -> None:
-    assert sorted(DATASETS) == sorted([*SOURCES, "mnist5k"])
-    assert all(len(set(source.labels)) == 10 for source in SOURCES.values())
+    assert sorted(DATASETS) == sorted([*SOURCES, "mnist5k", "own"])
+    assert all(len(set(source.labels or range(10))) == 10 for source in SOURCES.values())
 
 
 # Downloads.
@@ -219,6 +230,17 @@ def test_a_changed_bit_is_noticed_by_the_known_md5(tmp_path: Path, small: Callab
         with pytest.raises(InputError, match=rf"{file}.* is damaged .md5 .*: delete it"):
             load_dataset("fashion-mnist", tmp_path)
         fill(raw, {file: content}, compressed=compressed)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_dotted_names_are_checked_too(tmp_path: Path, small: Callable) -> None:
+    files = {file.replace("-idx", ".idx"): content for file, content in small("mnist").items()}
+    fill(tmp_path, files)
+    assert len(load_dataset("mnist", tmp_path).train) == TRAIN
+    name = "t10k-images.idx3-ubyte"
+    fill(tmp_path, {name: change_last_bit(files[name])})
+    with pytest.raises(InputError, match=rf"{name} is damaged .md5"):
+        load_dataset("mnist", tmp_path)
 
 
 @pytest.mark.usefixtures("no_network")
@@ -294,22 +316,12 @@ def test_damaged_idx_files_are_named(file: str, compressed: bool, tmp_path: Path
     assert "\n" not in message
 
 
-def test_idx_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
-    files = contents("idx")
-    fill(tmp_path, {**files, "train-labels-idx1-ubyte": files["t10k-labels-idx1-ubyte"]})
-    with pytest.raises(InputError, match=r"train-images-idx3-ubyte .*20 images, but .* 10 labels"):
-        load_dataset("idx", tmp_path)
-    fill(tmp_path, {**files, MNIST_FILES[3]: files[MNIST_FILES[3]][:-1] + b"\x0a"})
-    with pytest.raises(InputError, match=r"t10k-labels-idx1-ubyte is damaged .*label 10 at 9"):
-        load_dataset("idx", tmp_path)
-
-
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*arguments: object) -> None:
+    def fail(*arguments: object, **options: object) -> None:
         raise OSError(5, "Input/output error")
 
     fill(tmp_path, contents("idx"))
-    monkeypatch.setattr("trainer.data.read_idx", fail)
+    monkeypatch.setattr("serve_cli.datasets._read_idx", fail)
     with pytest.raises(InputError, match=r"cannot read .*train-images-idx3-ubyte: Input/output error"):
         load_dataset("idx", tmp_path)
 
@@ -344,6 +356,96 @@ def test_a_bad_labels_txt_is_refused(tmp_path: Path, content: bytes | None, reas
         (tmp_path / "labels.txt").write_bytes(content)
     with pytest.raises(InputError, match=rf"(?=.*labels\.txt).*{reason}"):
         load_dataset("idx", tmp_path)
+
+
+# Data of one's own, of any kind that serve_cli.datasets reads.
+
+
+def test_a_split_that_is_there_is_used_as_it_is(tmp_path: Path, mnist5k: Dataset) -> None:
+    images, labels = mnist5k.test.images.numpy(), mnist5k.test.labels.numpy()
+    arrays = {
+        "x_train": images[:30],
+        "y_train": labels[:30],
+        "x_test": images[30:40],
+        "y_test": labels[30:40],
+    }
+    np.savez(tmp_path / "mnist.npz", **arrays)
+    dataset = load_dataset("own", tmp_path / "mnist.npz")
+    assert (dataset.name, dataset.labels) == ("own", tuple(range(10)))
+    assert dataset.train.sha256 == mnist5k.test.take(torch.arange(30)).sha256
+    assert dataset.test.sha256 == mnist5k.test.take(torch.arange(30, 40)).sha256
+
+
+def test_a_split_by_hash_depends_on_the_images_alone(mnist5k: Dataset) -> None:
+    samples = mnist5k.train.take(torch.arange(1000))
+    doubled = Split(samples.images.repeat(2, 1, 1), samples.labels.repeat(2))
+    train, test = split_by_hash(samples)
+    assert len(train) + len(test) == 1000
+    assert 150 < len(test) < 250
+    assert [len(split) for split in split_by_hash(doubled)] == [2 * len(train), 2 * len(test)]
+    mixed = samples.take(torch.randperm(1000, generator=torch.Generator().manual_seed(1)))
+    assert [split.sha256 for split in split_by_hash(mixed)] == [train.sha256, test.sha256]
+    digests = [hashlib.sha256(image.tobytes()).digest() for image in train.images.numpy()]
+    assert digests == sorted(digests)
+
+
+def test_pictures_in_folders_are_split_by_hash(tmp_path: Path, mnist5k: Dataset) -> None:
+    """The names of folders become the labels; genuine digits pass bit for bit."""
+    samples = mnist5k.test.take(torch.arange(200))
+    for number, (image, label) in enumerate(
+        zip(samples.images.numpy(), samples.labels.tolist(), strict=True)
+    ):
+        (tmp_path / f"label {label}").mkdir(exist_ok=True)
+        Image.fromarray(image).save(tmp_path / f"label {label}" / f"{number}.png")
+    dataset = load_dataset("own", tmp_path)
+    assert dataset.labels == tuple(f"label {digit}" for digit in range(10))
+    assert [dataset.train.sha256, dataset.test.sha256] == [split.sha256 for split in split_by_hash(samples)]
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (None, "name it with --data"),
+        ("none.npz", "no such data"),
+        ("one.npz", "has too few images .1. to keep"),
+    ],
+)
+def test_own_data_that_does_not_do(tmp_path: Path, data: str | None, reason: str) -> None:
+    np.savez(tmp_path / "one.npz", x=np.zeros((1, 784)), y=np.zeros(1))
+    with pytest.raises(InputError, match=reason):
+        load_dataset("own", data and tmp_path / data)
+
+
+@pytest.mark.parametrize("others", [("--data-dir", "."), ("--dataset", "mnist5k")])
+@pytest.mark.parametrize("command", [("train",), ("export", "a.pth")])
+def test_data_goes_with_no_other_data(
+    mnist: Mnist, command: tuple[str, ...], others: tuple[str, ...]
+) -> None:
+    mnist(*command, "--data", "a.npz", *others).assert_refused("leave --data-dir and --dataset out")
+
+
+def test_a_run_on_own_data_is_resumed_and_exported(
+    mnist: Mnist, mnist5k: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that was named by a relative path is found again from another folder."""
+    monkeypatch.chdir(tmp_path)
+    table = np.column_stack([mnist5k.test.labels.numpy(), mnist5k.test.images.numpy().reshape(-1, 784)])
+    np.savetxt("train.csv", table, "%d", delimiter=",")
+    flags = ("--recipe", "notebook", "--epochs", 1, "--output", tmp_path / "run")
+    assert mnist("train", "--data", "train.csv", *flags).code == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    (tmp_path / "run" / "report.json").unlink()
+    result = mnist("train", "--resume", "--output", tmp_path / "run")
+    assert (result.code, "Test Accuracy: " in result.out) == (0, True)
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["dataset"]["name"] == "own"
+    assert mnist("export", tmp_path / "run").code == 0
+    bare = shutil.copy(tmp_path / "run" / "mnist_model.pth", tmp_path / "bare.pth")
+    data = ("--data", tmp_path / "train.csv")
+    for source in (bare, tmp_path / "run"):
+        assert mnist("export", source, *data, "--output", tmp_path / "artifact", "--overwrite").code == 0
+        card = (tmp_path / "artifact" / "MODEL_CARD.md").read_text()
+        assert "datasets: [own]" in card
 
 
 def test_torchvision_is_only_imported_for_a_download(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,63 +15,23 @@ from onnx import TensorProto, helper, numpy_helper
 from serve_cli.runtime import Predictor
 from tests.command import Mnist
 from tests.conftest import CALIBRATION
+from tests.export.foreign import linear_classifier, write_model, write_scikit_learn
 from trainer.data import Dataset
 
 FLAGS = ("--dataset", "mnist5k")
 
 
 @pytest.fixture(scope="module")
-def templates(mnist5k: Dataset) -> np.ndarray:
-    """A linear classifier of pixels / 255 by least squares, float32 [785, 10]; the last row is the bias."""
-    pixels = np.insert(mnist5k.train.images.numpy().reshape(-1, 784) / 255, 784, 1.0, axis=1)
-    targets = np.eye(10)[mnist5k.train.labels.numpy()]
-    solution = np.linalg.solve(pixels.T @ pixels + 10 * np.eye(785), pixels.T @ targets)
-    return (10 * solution).astype(np.float32)
+def weights(mnist5k: Dataset) -> np.ndarray:
+    return linear_classifier(mnist5k)
 
 
 Build = Callable[..., Path]
 
 
 @pytest.fixture
-def build(templates: np.ndarray, tmp_path: Path) -> Build:
-    """Write a model of the templates with another shape, type or end."""
-
-    def write(
-        shape: tuple[int | str, ...] = ("N", 784),
-        input_type: int = TensorProto.FLOAT,
-        end: str = "logits",
-        rows: int = -1,
-    ) -> Path:
-        weight, bias = templates[:784], templates[784]
-        numpy_type = helper.tensor_dtype_to_np_dtype(input_type)
-        nodes = [helper.make_node("Reshape", ["image", "rows"], ["flat"])]
-        constants = [numpy_helper.from_array(np.array([rows, 784]), "rows")]
-        last = "flat"
-        if input_type != TensorProto.FLOAT:
-            nodes.append(helper.make_node("Cast", [last], ["floats"], to=TensorProto.FLOAT))
-            last = "floats"
-        if not np.issubdtype(numpy_type, np.floating):
-            weight = weight / 255
-        constants.append(numpy_helper.from_array(weight.astype(np.float32), "weight"))
-        constants.append(numpy_helper.from_array(bias, "bias"))
-        nodes.append(helper.make_node("Gemm", [last, "weight", "bias"], ["scores"]))
-        output = "scores"
-        if end != "logits":
-            nodes.append(helper.make_node(end, ["scores"], ["answer"], axis=1))
-            output = "answer"
-        graph = helper.make_graph(
-            nodes,
-            "somebody's",
-            [helper.make_tensor_value_info("image", input_type, shape)],
-            [helper.make_tensor_value_info(output, TensorProto.FLOAT, [shape[0], 10])],
-            constants,
-        )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-        path = tmp_path / "theirs.onnx"
-        onnx.save(model, path)
-        return path
-
-    return write
+def build(weights: np.ndarray, tmp_path: Path) -> Build:
+    return partial(write_model, tmp_path / "theirs.onnx", weights)
 
 
 def logits_of(model: Path, images: np.ndarray) -> np.ndarray:
@@ -96,7 +57,7 @@ def logits_of(model: Path, images: np.ndarray) -> np.ndarray:
 )
 def test_an_artifact_answers_as_the_original(
     build: Build,
-    templates: np.ndarray,
+    weights: np.ndarray,
     mnist5k: Dataset,
     tmp_path: Path,
     mnist: Mnist,
@@ -110,7 +71,7 @@ def test_an_artifact_answers_as_the_original(
     assert "warning" in result.err or "fits" in result.err or is_integer
     assert mnist("verify", tmp_path / "out").code == 0
     images = mnist5k.test.images.numpy()[:300]
-    expected = images.reshape(-1, 784) / np.float32(255) @ templates[:784] + templates[784]
+    expected = images.reshape(-1, 784) / np.float32(255) @ weights[:784] + weights[784]
     found = logits_of(tmp_path / "out", images)
     if "Softmax" in str(changes):  # its logits are log-probabilities
         expected = expected - np.log(np.exp(expected).sum(axis=1, keepdims=True))
@@ -124,41 +85,9 @@ def test_an_artifact_answers_as_the_original(
 
 
 def test_the_labels_and_dicts_of_scikit_learn_are_left_out(
-    templates: np.ndarray, mnist5k: Dataset, tmp_path: Path, mnist: Mnist
+    weights: np.ndarray, mnist5k: Dataset, tmp_path: Path, mnist: Mnist
 ) -> None:
-    """As skl2onnx converts LogisticRegression, learned on pixels from 0 to 255."""
-    nodes = [
-        helper.make_node(
-            "LinearClassifier",
-            ["float_input"],
-            ["label", "raw"],
-            domain="ai.onnx.ml",
-            classlabels_ints=list(range(10)),
-            coefficients=(templates[:784].T / 255).ravel().tolist(),
-            intercepts=templates[784].tolist(),
-            multi_class=1,
-            post_transform="SOFTMAX",
-        ),
-        helper.make_node("Cast", ["label"], ["output_label"], to=TensorProto.INT64),
-        helper.make_node(
-            "ZipMap", ["raw"], ["output_probability"], domain="ai.onnx.ml", classlabels_int64s=list(range(10))
-        ),
-    ]
-    shares = helper.make_map_type_proto(
-        TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, [])
-    )
-    graph = helper.make_graph(
-        nodes,
-        "sklearn",
-        [helper.make_tensor_value_info("float_input", TensorProto.FLOAT, [None, 784])],
-        [
-            helper.make_tensor_value_info("output_label", TensorProto.INT64, [None]),
-            helper.make_value_info("output_probability", helper.make_sequence_type_proto(shares)),
-        ],
-    )
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
-    path = tmp_path / "sklearn.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    path = write_scikit_learn(tmp_path / "sklearn.onnx", weights)
     refused = mnist("export", path, *FLAGS, "--output", tmp_path / "out")
     assert "with --mean 0.0 --std 0.00392157 it reads " in refused.err
     flags = (*FLAGS, "--mean", 0, "--std", "0.00392157", "--output", tmp_path / "out", "--overwrite")

@@ -22,7 +22,6 @@ from functools import partial
 from pathlib import Path
 from tokenize import TokenError
 from types import MappingProxyType
-from typing import IO
 
 import numpy as np
 
@@ -179,7 +178,7 @@ def read_images(path: Path) -> np.ndarray | None:
         if kind == "idx":
             return _upright(_read_idx(path, IMAGE), path.name)
         if kind == "npy":
-            return _as_images(_read_npy(path), str(path))
+            return _as_images(_load_array(path), str(path))
         if kind == "npz":
             arrays = _arrays_in(path)
             known = _by_known_name(arrays)
@@ -293,7 +292,7 @@ def _in_folder(folder: Path, *, roles: bool = True) -> dict[str, Split]:
     if (folder / MANIFEST).is_file():
         return {TRAIN: partial(_read_manifest, folder / MANIFEST)}
     entries = _visible(folder)
-    arrays = {path.stem: partial(_read_npy, path) for path in entries if path.suffix.lower() == ".npy"}
+    arrays = {path.stem: partial(_load_array, path) for path in entries if path.suffix.lower() == ".npy"}
     tables = [path for path in entries if path.suffix.lower() in (".csv", ".npz")]
     if splits := _array_splits(arrays, folder) or _table_splits(tables, folder):
         return splits
@@ -560,52 +559,37 @@ def _upright(images: np.ndarray, name: str) -> np.ndarray:
 
 def _arrays_in(path: Path) -> dict[str, Array]:
     """The arrays of an .npz file by name; empty for another ZIP archive."""
-    with _whole_archive(path), zipfile.ZipFile(path) as archive:
-        members = [info.filename for info in archive.infolist() if info.filename.endswith(".npy")]
-    return {member.removesuffix(".npy"): partial(_read_member, path, member) for member in members}
+    with _whole(path), zipfile.ZipFile(path) as archive:
+        sizes = {
+            info.filename.removesuffix(".npy"): info.file_size
+            for info in archive.infolist()
+            if info.filename.endswith(".npy")
+        }
+    if sum(sizes.values()) > MOST_BYTES:
+        raise InputError(f"{path} has more than {MOST_BYTES // 1024**3} GiB: bring fewer images, or as uint8")
+    return {name: partial(_load_array, path, name) for name in sizes}
 
 
-def _read_member(path: Path, member: str) -> np.ndarray:
-    with _whole_archive(path), zipfile.ZipFile(path) as archive:
-        info = archive.getinfo(member)
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise InputError(f"{path} is compressed in a way that NumPy does not use: save it with np.savez")
-        with archive.open(info) as stream:
-            return _read_array(stream, info.file_size, f"{path}, {member.removesuffix('.npy')},")
+def _load_array(path: Path, name: str | None = None) -> np.ndarray:
+    """The array of an .npy file, or `name` of an .npz file."""
+    with _whole(path):
+        if name is None:
+            return np.load(path, allow_pickle=False)
+        with np.load(path, allow_pickle=False) as arrays:
+            return arrays[name]
 
 
 @contextmanager
-def _whole_archive(path: Path) -> Iterator[None]:
+def _whole(path: Path) -> Iterator[None]:
+    """Turn what zipfile and NumPy raise about a file into an InputError; NumPy parses Python in a header."""
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path} is damaged ({error}): {REPLACE}") from error
-
-
-def _read_npy(path: Path) -> np.ndarray:
-    with path.open("rb") as stream:
-        return _read_array(stream, os.fstat(stream.fileno()).st_size, str(path))
-
-
-def _read_array(stream: IO[bytes], size: int, what: str) -> np.ndarray:
-    """Read an array of numbers in NumPy's format; its header must promise the `size` bytes that there are."""
-    if size > MOST_BYTES:
-        raise InputError(f"{what} has more than {MOST_BYTES // 1024**3} GiB: bring fewer images, or as uint8")
-    try:
-        version = np.lib.format.read_magic(stream)
-        read_header = (
-            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        )
-        shape, _, dtype = read_header(stream)
-        if dtype.kind not in "buif":
-            raise InputError(f"{what} holds values of type {dtype}, not numbers: save it as uint8")
-        if (promised := math.prod(shape) * dtype.itemsize) != size - stream.tell():
-            raise ValueError(f"its header promises {promised:,} bytes, {size - stream.tell():,} are there")
-        stream.seek(0)
-        return np.lib.format.read_array(stream, allow_pickle=False)
-    except (ValueError, RecursionError, SyntaxError, TokenError) as error:  # NumPy parses Python in a header
+    except (
+        *(zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, NotImplementedError),
+        *(SyntaxError, TokenError, MemoryError),
+    ) as error:
         reason = " ".join(str(error).split())[:LONGEST_REASON]
-        raise InputError(f"{what} is damaged ({reason}): {REPLACE}") from error
+        raise InputError(f"{path} is damaged ({reason}): {REPLACE}") from error
 
 
 def _by_known_name(arrays: Collection[str]) -> dict[str, str]:
@@ -720,6 +704,8 @@ def _load_table(path: Path, header_lines: int, dtype: type[np.generic]) -> np.nd
 
 def _as_images(array: np.ndarray, what: str) -> np.ndarray:
     """Images uint8 [N, 28, 28] of an array of images in IMAGE_SHAPES, values 0 to 255 or 0 to 1."""
+    if array.dtype.kind not in "buif":
+        raise InputError(f"{what} holds values of type {array.dtype}, not numbers: save it as uint8")
     if array.size and (array.ndim < 2 or array.shape[1:] not in IMAGE_SHAPES):
         shape = ", ".join(map(str, array.shape))
         raise InputError(f"{what} has the shape [{shape}], expected [N, 28, 28] or [N, {PIXELS}]")

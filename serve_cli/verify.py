@@ -16,12 +16,12 @@ from serve_cli.spec import (
     ARTIFACT_FILE,
     ARTIFACT_FOLDER,
     BUNDLED_MODEL,
-    CLASSES,
-    IMAGE_SIZE,
+    INPUT,
     MODEL_CARD,
     MODEL_FILES,
     MODEL_NAME,
     ONNX_FORMATS,
+    OUTPUTS,
     PARITY_FILE,
     TRITON_FILE,
     VECTOR_INPUT,
@@ -148,8 +148,7 @@ def _replay(folder: Path, name: str, model_format: str) -> str:
     from serve_cli.runtime import Predictor  # onnxruntime takes 0.2 s to import
     from serve_cli.tolerance import TOLERANCES
 
-    images = read_vector(folder / VECTOR_INPUT, (IMAGE_SIZE, IMAGE_SIZE), "u1")
-    logits, probabilities = (read_vector(folder / path, (CLASSES,), "<f4") for path in VECTOR_OUTPUTS)
+    images, logits, probabilities = read_vectors(folder)
     found = Predictor(folder / name).predict(images)
     worst = TOLERANCES[model_format].worst((found.logits, found.probabilities), (logits, probabilities))
     if not worst.share <= 1:
@@ -163,17 +162,24 @@ def _replay(folder: Path, name: str, model_format: str) -> str:
     )
 
 
-def read_vector(path: Path, shape: tuple[int, ...], dtype: str) -> "np.ndarray":
-    """Read the numbers of a TensorProto of N items of `shape`, as mnist export writes it: they come last.
+def read_vectors(folder: Path) -> tuple["np.ndarray", "np.ndarray", "np.ndarray"]:
+    """The test vectors of an artifact: images uint8 [N, 28, 28], logits and probabilities float32 [N, 10].
+
+    Each is a TensorProto as mnist export writes it: its numbers come last.
 
     Raises:
-        CheckFailed: it holds no such numbers.
-        InputError: it cannot be read.
+        CheckFailed: there are no such numbers.
+        InputError: a file cannot be read.
     """
     import numpy as np
 
-    data, size = read_bytes(path), math.prod(shape) * np.dtype(dtype).itemsize
-    count = len(data) // size
-    if count == 0:
-        raise CheckFailed(f"{path} holds no test vectors: export the model again")
-    return np.frombuffer(data[-count * size :], dtype).reshape(count, *shape)
+    tensors = []
+    for name, value in zip((VECTOR_INPUT, *VECTOR_OUTPUTS), (INPUT, *OUTPUTS), strict=True):
+        data, dtype, shape = read_bytes(folder / name), np.dtype(value["dtype"]), value["shape"][1:]
+        size = dtype.itemsize * math.prod(shape)
+        count = len(data) // size
+        if count == 0:
+            raise CheckFailed(f"{folder / name} holds no test vectors: export the model again")
+        tensors.append(np.frombuffer(data[-count * size :], dtype.newbyteorder("<")).reshape(count, *shape))
+    images, logits, probabilities = tensors
+    return images, logits, probabilities

@@ -19,7 +19,7 @@ from PIL import Image
 
 from serve_cli import picture, preprocess
 from serve_cli.spec import BUNDLED_MODEL, INPUT, OUTPUTS, VECTOR_INPUT, VECTOR_OUTPUTS
-from serve_cli.verify import read_tensor
+from serve_cli.verify import read_vectors
 from tests.documents import ROOT, read_blocks
 from tests.serve_cli.http.serving import Served, serving
 
@@ -92,7 +92,7 @@ def assert_is_pytorchs(ran: subprocess.CompletedProcess[str], artifact: Path) ->
     """All test vectors are answered, with the labels and the probabilities of PyTorch."""
     assert ran.returncode == 0, ran.stderr
     labels, probabilities = printed(ran.stdout)
-    expected = read_tensor(artifact / VECTOR_OUTPUTS[1])
+    expected = read_vectors(artifact)[2]
     assert labels == expected.argmax(axis=1).tolist()
     assert len(set(labels)) == 10
     assert np.abs(probabilities - expected).max() <= TOLERANCE
@@ -162,12 +162,14 @@ def test_the_vectors_are_as_the_page_says(artifact: Path) -> None:
     assert [name for name, _ in stated] == [f"artifact/{name}" for name in (VECTOR_INPUT, *VECTOR_OUTPUTS)]
     for folder in (artifact, BUNDLED_MODEL):
         count = (folder / VECTOR_INPUT).stat().st_size // 784
-        for (name, about), value in zip(stated, (INPUT, *OUTPUTS), strict=True):
+        for (name, about), value, vectors in zip(
+            stated, (INPUT, *OUTPUTS), read_vectors(folder), strict=True
+        ):
             shape = str(value["shape"]).replace("'", "")
             assert about == f"{value['name']}, {value['dtype']} {shape}"
             path = folder / name.removeprefix("artifact/")
-            numbers = np.ascontiguousarray(read_tensor(path)).tobytes()
-            assert read_tensor(path).shape[0] == count > 0
+            numbers = np.ascontiguousarray(vectors).tobytes()
+            assert len(vectors) == count > 0
             assert len(path.read_bytes()) - len(numbers) < 40
             assert path.read_bytes().endswith(numbers)
 
@@ -178,7 +180,7 @@ def test_python_without_this_package(tmp_path: Path) -> None:
     run = [sys.executable, "-c", program]
     ran = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=True)
     labels = re.findall(r"\d", ran.stdout.partition("largest")[0])
-    expected = read_tensor(BUNDLED_MODEL / VECTOR_OUTPUTS[1])
+    expected = read_vectors(BUNDLED_MODEL)[2]
     assert [int(label) for label in labels] == expected.argmax(axis=1).tolist()
     assert largest_difference(ran.stdout) <= TOLERANCE
     with damaged(tmp_path):
@@ -189,7 +191,7 @@ def test_python_without_this_package(tmp_path: Path) -> None:
 @pytest.fixture
 def photo(tmp_path: Path) -> Path:
     """A test vector as somebody would photograph it: large, dark on light, a JPEG."""
-    digit = read_tensor(BUNDLED_MODEL / VECTOR_INPUT)[0]
+    digit = read_vectors(BUNDLED_MODEL)[0][0]
     path = tmp_path / "photo.jpg"
     Image.fromarray(255 - np.kron(digit, np.ones((12, 12), np.uint8))).save(path)
     return path
@@ -227,13 +229,13 @@ def test_pixels_come_over_http(server: Served, photo: Path) -> None:
     (command,) = blocks("test_pixels_come_over_http")
     answer, _ = ask(server, command, photo.parent)
     assert (answer["pixels"] == preprocess.to_mnist(picture.read_file(photo)).pixels).all()
-    assert answer["label"] == read_tensor(BUNDLED_MODEL / VECTOR_OUTPUTS[1])[0].argmax()
+    assert answer["label"] == read_vectors(BUNDLED_MODEL)[2][0].argmax()
 
 
 def test_http_gives_pytorchs_answers(server: Served, tmp_path: Path) -> None:
     _, command = blocks("test_http_gives_pytorchs_answers")
     answer, rest = ask(server, command, fill(tmp_path))
-    expected = read_tensor(BUNDLED_MODEL / VECTOR_OUTPUTS[1])[-1]
+    expected = read_vectors(BUNDLED_MODEL)[2][-1]
     (output,) = answer["outputs"]
     assert np.abs(np.array(output["data"]) - expected).max() <= TOLERANCE
     assert np.abs(np.array(rest.split(), np.float64) - expected).max() <= 1e-7
@@ -287,7 +289,7 @@ def test_the_browser_gives_pytorchs_answers(request: pytest.FixtureRequest, tmp_
     (command,) = blocks("test_the_browser_gives_pytorchs_answers")
     folder = npm_folder(request, *blocks("test_node_gives_pytorchs_answers"))
     pictures = []
-    for number, digit in enumerate(read_tensor(BUNDLED_MODEL / VECTOR_INPUT)):
+    for number, digit in enumerate(read_vectors(BUNDLED_MODEL)[0]):
         pictures.append(tmp_path / f"{number}.png")
         Image.fromarray(digit).save(pictures[-1])
     Image.new("L", (56, 28)).save(tmp_path / "wide.png")

@@ -150,7 +150,10 @@ def contract_of(session: Any, path: Path) -> Contract:
     Raises:
         InputError: it carries none that this version understands.
     """
-    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    try:
+        text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is damaged, its metadata is no text: export the model again") from error
     if text is None:
         raise InputError(
             f"{path} carries no {METADATA_KEY} contract: make an artifact of it with "

@@ -112,6 +112,13 @@ def test_a_model_without_a_contract_is_refused(predictor: Predictor, tmp_path: P
         Predictor(path)
 
 
+def test_metadata_that_is_no_text_is_refused(predictor: Predictor, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(predictor.path.read_bytes().replace(b"white ink", b"white \xb1nk"))
+    with pytest.raises(InputError, match="its metadata is no text"):
+        Predictor(path)
+
+
 def test_a_graph_that_breaks_its_contract_is_refused(predictor: Predictor, tmp_path: Path) -> None:
     model = onnx.load(predictor.path)
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 29

@@ -8,6 +8,7 @@ import pytest
 import typer
 
 from serve_cli import process
+from serve_cli.errors import InputError
 
 FULL = Path("/dev/full")
 
@@ -64,6 +65,22 @@ def test_only_the_main_process_of_a_group_prints_messages(
     assert capsys.readouterr().err == said
     process.warn("mnist train", "lost", on_main_process_only=False)
     assert capsys.readouterr().err == "mnist train: lost\n"
+
+
+@pytest.mark.parametrize(("rank", "waits"), [("0", []), ("3", [process.MAIN_PROCESS_FIRST_S])])
+def test_the_main_process_of_a_group_says_first_why_all_fail(
+    rank: str, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launcher ends all processes when one has failed."""
+    waited: list[float] = []
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr("time.sleep", waited.append)
+
+    def fail() -> int:
+        raise InputError("no such recipe")
+
+    assert process.guard("mnist train", fail) == 2
+    assert waited == waits
 
 
 def test_a_message_is_one_line() -> None:

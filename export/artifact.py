@@ -59,8 +59,10 @@ from trainer.run_dir import json_bytes
 CALIBRATION_IMAGES = 10_000
 """Training images that set the ranges of the 8-bit format; with 2,000 the error is twice as large."""
 
-CHECK_IMAGES = 5_000
-"""Training images on which the usual normalisations are compared."""
+CHECK_IMAGES, SLOW_CHECK_IMAGES = 5_000, 1_000
+"""Training images on which the usual normalisations are compared: of a state_dict, of an ONNX file."""
+
+FEW_TEST_IMAGES = 100
 
 USUAL_NORMALIZATIONS = (
     (0.5, 0.5),
@@ -176,6 +178,8 @@ def build_artifact(
     with atomic_folder(output, ours=OURS, overwrite=overwrite) as folder:
         dataset = load_dataset(source.dataset, data_dir or source.data_dir)
         source.require_same_data(dataset)
+        if len(dataset.test) < FEW_TEST_IMAGES:
+            log(f"warning: the data has only {len(dataset.test)} test images, so the proof says little")
         warning = require_accuracy(source, dataset, min_accuracy, log)
         if not isinstance(source, NetSource):
             source = calibrated(source, dataset.train)
@@ -210,8 +214,10 @@ def _require_formats(source: Source, formats: Sequence[str], opset: int | None) 
         InputError: it cannot.
     """
     if not isinstance(source, NetSource):
-        if formats != ["onnx"] or opset is not None:
-            raise InputError("an ONNX file becomes --format onnx, in its own operator set: leave --opset out")
+        if formats != ["onnx"]:
+            raise InputError("an ONNX file becomes --format onnx: leave the other formats out")
+        if opset is not None:
+            raise InputError("an ONNX file keeps its own operator set: leave --opset out")
         return
     for name in formats:
         first = FORMATS[name].first_opset
@@ -321,7 +327,8 @@ def find_cause(source: Source, train: Split, accuracy: float, log: Callable[[str
 
     `accuracy` is that on the test split, from 0 to 1. `log` receives how well the given normalisation fits.
     """
-    train = train.take(torch.arange(min(CHECK_IMAGES, len(train))))
+    count = min(CHECK_IMAGES if isinstance(source, NetSource) else SLOW_CHECK_IMAGES, len(train))
+    train = train.take(torch.arange(count))
     read, given = f"of {len(train):,} training images", (source.mean, source.std)
     tries = {
         (mean, std, name): _accuracy(changed, train)

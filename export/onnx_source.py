@@ -1,6 +1,6 @@
 """An ONNX file of another program, and what makes an artifact of it: the contract's input and outputs.
 
-`OnnxSource.compose` puts the cast, the normalisation and the softmax into the graph. The result is compared
+`OnnxSource.composed` puts the cast, the normalisation and the softmax into the graph. The result is compared
 with the original file, which onnxruntime runs on pixels that numpy has normalised.
 """
 
@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +40,15 @@ LAYOUTS = (
 )
 """Shapes of one image that the input may have."""
 
-FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
-INTEGERS = (TensorProto.UINT8, TensorProto.INT8, TensorProto.INT32, TensorProto.INT64)
+FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE)
+INTEGERS = (TensorProto.UINT8, TensorProto.INT32, TensorProto.INT64)
 """Types that the input may have: floats get normalised pixels, integers the pixels from 0 to 255."""
+
+ENDS = ("Softmax", "LogSoftmax", "Sigmoid")
+"""Operators at the end of a graph that keep the order of the ten numbers."""
 
 LEAST_PROBABILITY = 1e-30
 """Smaller ones count as this one, so that each has a logarithm; float32 goes down to 1e-38."""
-
-SUM_TOLERANCE = 1e-3
-"""How far probabilities may sum from 1; float16 has 3 digits."""
 
 LONGEST_REASON = 200
 
@@ -59,15 +60,16 @@ class OnnxSource(Source):
     """A model of any architecture; `layout` is the shape of one image in its input.
 
     `fixed_batch` is the batch size that the file was made for, None where it takes any. `output` is the name
-    of its ten numbers an image: probabilities where `is_softmax`, otherwise logits.
+    of its ten numbers an image: logits, or where it `gives_shares` probabilities, which may not sum to 1.
     """
 
+    path: Path
     proto: onnx.ModelProto
     sha256: str
     layout: tuple[int, ...]
     fixed_batch: int | None
     output: str
-    is_softmax: bool
+    gives_shares: bool
 
     @property
     def normalizes(self) -> bool:
@@ -78,7 +80,7 @@ class OnnxSource(Source):
         """Run the original file; its probabilities become logits by their logarithm."""
         image = _input(self.proto)
         dtype = helper.tensor_dtype_to_np_dtype(image.type.tensor_type.elem_type)
-        session = open_session(self.proto.SerializeToString(), threads=cores())
+        session = open_session(self.proto.SerializeToString(), str(self.path), threads=cores())
         temperature = temperature_of(self.calibration)
 
         def run(images: np.ndarray, batch_size: int) -> Prediction:
@@ -92,9 +94,9 @@ class OnnxSource(Source):
                 part = values[start : start + step]
                 padding = np.zeros((step - len(part) if self.fixed_batch else 0, *self.layout), dtype)
                 (found,) = session.run([self.output], {image.name: np.concatenate([part, padding])})
-                parts.append(found.reshape(-1, CLASSES)[: len(part)])
-            raw = np.concatenate([np.empty((0, CLASSES), np.float32), *parts]).astype(np.float32)
-            logits = np.log(np.maximum(raw, LEAST_PROBABILITY)) if self.is_softmax else raw
+                parts.append(found.reshape(len(found), -1)[: len(part)].astype(np.float32))
+            raw = np.concatenate(parts) if parts else np.empty((0, CLASSES), np.float32)
+            logits = np.log(np.maximum(raw, LEAST_PROBABILITY)) if self.gives_shares else raw
             shares = np.exp((logits - logits.max(axis=1, keepdims=True)).astype(np.float64) / temperature)
             return Prediction(logits, (shares / shares.sum(axis=1, keepdims=True)).astype(np.float32))
 
@@ -106,7 +108,20 @@ class OnnxSource(Source):
         Raises:
             InputError: the graph works with a batch of one size only.
         """
-        return self.compose()
+        pictures = edge_pictures()
+        try:
+            session = open_session(self.composed, str(self.path))
+            for batch in (pictures, pictures[:1]):
+                (found,) = session.run([OUTPUT_NAMES[0]], {INPUT["name"]: batch})
+                if found.shape != (len(batch), CLASSES):
+                    raise ValueError(f"{len(batch)} images give {list(found.shape)}")
+        except Exception as error:  # onnxruntime's exceptions have no common base
+            reason = printable(" ".join(str(error).split())[:LONGEST_REASON])
+            raise InputError(
+                f"{self.path} cannot take batches of any size ({reason}): export it with a dynamic batch "
+                "(dynamic_shapes of torch.onnx.export)"
+            ) from error
+        return self.composed
 
     def weights(self) -> Mapping[str, np.ndarray]:
         """The constants of the original graph."""
@@ -124,10 +139,11 @@ class OnnxSource(Source):
             "layers": ", ".join(operators),
             "parameters": sum(math.prod(item.dims) for item in self.proto.graph.initializer),
             "onnx_sha256": self.sha256,
-            "activation_bytes": _activation_bytes(self.compose()),
+            "activation_bytes": _activation_bytes(self.composed),
         }
 
-    def compose(self) -> bytes:
+    @cached_property
+    def composed(self) -> bytes:
         """The original graph between our input and our outputs."""
         model = onnx.ModelProto()
         model.CopyFrom(self.proto)
@@ -178,9 +194,9 @@ class OnnxSource(Source):
         constants = [numpy_helper.from_array(np.array([-1, CLASSES]), "in_rows")]
         nodes = [
             helper.make_node("Cast", [output], ["floats"], to=TensorProto.FLOAT),
-            helper.make_node("Reshape", ["floats", "in_rows"], ["rows" if self.is_softmax else logits]),
+            helper.make_node("Reshape", ["floats", "in_rows"], ["rows" if self.gives_shares else logits]),
         ]
-        if self.is_softmax:
+        if self.gives_shares:
             constants.append(numpy_helper.from_array(np.array(LEAST_PROBABILITY, np.float32), "least"))
             nodes.append(helper.make_node("Max", ["rows", "least"], ["at_least"]))
             nodes.append(helper.make_node("Log", ["at_least"], [logits]))
@@ -193,20 +209,23 @@ class OnnxSource(Source):
         return nodes, constants
 
 
-def read_onnx(path: Path, *, dataset: str, mean: float, std: float, is_given: bool) -> OnnxSource:
-    """Read an ONNX file, and the files beside it that its weights may be in.
+def read_onnx(
+    data: bytes, path: Path, *, dataset: str, mean: float, std: float, is_given: bool
+) -> OnnxSource:
+    """Read an ONNX file with the content `data`, and the files beside it that its weights may be in.
 
     `is_given` says whether the user gave mean or std.
 
     Raises:
         InputError: it is no ONNX file, is damaged, or has another input or output than a digit classifier.
     """
-    proto, sha256 = _load(path)
+    proto, sha256 = _load(data, path)
     if METADATA_KEY in {item.key for item in proto.metadata_props}:
         raise InputError(f"{path} was made by mnist export and is proven already: use it as it is")
     layout, batch = _check_input(proto, path)
     source = OnnxSource(
         folder=path.parent,
+        path=path,
         mean=mean,
         std=std,
         dataset=dataset,
@@ -215,18 +234,17 @@ def read_onnx(path: Path, *, dataset: str, mean: float, std: float, is_given: bo
         layout=layout,
         fixed_batch=batch,
         output=_keep_one_output(proto, path),
-        is_softmax=False,
+        gives_shares=False,
     )
     if not source.normalizes and is_given:
         raise InputError(
             f"{path} takes pixels as integers and normalises them itself: leave out --mean and --std"
         )
-    return dataclasses.replace(source, is_softmax=_sums_to_one(source, path))
+    return dataclasses.replace(source, gives_shares=_gives_shares(source, path))
 
 
-def _load(path: Path) -> tuple[onnx.ModelProto, str]:
+def _load(data: bytes, path: Path) -> tuple[onnx.ModelProto, str]:
     """The whole model, and the SHA-256 of the file and of those that its weights are in."""
-    data = read_bytes(path)
     digest = hashlib.sha256(data)
     try:
         proto = onnx.load_model_from_string(data)
@@ -268,6 +286,10 @@ def _check_input(proto: onnx.ModelProto, path: Path) -> tuple[tuple[int, ...], i
     inputs = [item for item in proto.graph.input if item.name not in constants]
     if len(inputs) != 1:
         raise InputError(f"{path} has {len(inputs)} inputs, expected one: {ADVICE}")
+    if TensorProto.FLOAT16 in {item.data_type for item in proto.graph.initializer}:
+        raise InputError(
+            f"{path} computes in float16, which each runtime rounds at other places: export float32"
+        )
     tensor = inputs[0].type.tensor_type
     dims = [item.dim_value or None for item in tensor.shape.dim]
     fits = [
@@ -290,7 +312,7 @@ def _keep_one_output(proto: onnx.ModelProto, path: Path) -> str:
     """Leave the output that has ten numbers an image, and return its name.
 
     scikit-learn's converters add the labels, and turn the probabilities into dicts by ZipMap; what ZipMap
-    reads is taken in its place.
+    reads is taken in its place. So are the logits before a last softmax or sigmoid.
 
     Raises:
         InputError: there is no such output, or more than one.
@@ -299,18 +321,20 @@ def _keep_one_output(proto: onnx.ModelProto, path: Path) -> str:
     zipped = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "ZipMap"}
     found = [item for item in graph.output if item.name in zipped or _is_ten_floats(item)]
     if len(found) != 1:
-        names = ", ".join(printable(item.name) for item in graph.output)
+        names = ", ".join(printable(item.name) for item in graph.output)[:LONGEST_REASON]
         raise InputError(
-            f"{path} has the outputs {names[:LONGEST_REASON]}, expected one of ten floats an image: {ADVICE}"
+            f"{path} has {len(found)} outputs of ten floats an image, expected one (of {names}): {ADVICE}"
         )
-    output = found[0]
-    if output.name in zipped:
-        output = helper.make_tensor_value_info(zipped[output.name], TensorProto.FLOAT, [None, CLASSES])
+    name = zipped.get(found[0].name, found[0].name)
+    makers = {node.output[0]: node for node in graph.node if node.op_type in ENDS}
+    while name in makers:
+        name = makers[name].input[0]
+    elem_type = found[0].type.tensor_type.elem_type or TensorProto.FLOAT
     nodes = [node for node in graph.node if node.op_type != "ZipMap"]
     del graph.node[:], graph.output[:]
     graph.node.extend(nodes)
-    graph.output.append(output)
-    return str(output.name)
+    graph.output.append(helper.make_tensor_value_info(name, elem_type, None))
+    return str(name)
 
 
 def _is_ten_floats(output: onnx.ValueInfoProto) -> bool:
@@ -319,31 +343,43 @@ def _is_ten_floats(output: onnx.ValueInfoProto) -> bool:
     return tensor.elem_type in FLOATS and all(size in (0, 1, CLASSES) for size in sizes)
 
 
-def _sums_to_one(source: OnnxSource, path: Path) -> bool:
-    """Whether the outputs for pictures of any kind are probabilities.
+def _gives_shares(source: OnnxSource, path: Path) -> bool:
+    """Whether the outputs for pictures of any kind are probabilities, or ten sigmoids.
 
     Raises:
-        InputError: the model fails on them, or gives other than ten finite numbers for each.
+        InputError: the model fails on them, gives no ten finite numbers for each, or others each time.
     """
     pictures = edge_pictures()
     try:
-        found = source.runner()(pictures, len(pictures)).logits
-    except (InputError, ValueError) as error:
+        run = source.runner()
+        found, again = (run(pictures, batch_size).logits for batch_size in (len(pictures), 1))
+    except InputError:
+        raise
+    except Exception as error:  # onnxruntime's exceptions have no common base
         raise InputError(f"{path} gives no ten numbers an image ({error}): {ADVICE}") from error
-    if len(found) != len(pictures) or not np.isfinite(found).all():
+    if found.shape != (len(pictures), CLASSES) or not np.isfinite(found).all():
         raise InputError(f"{path} gives no ten finite numbers an image: {ADVICE}")
-    is_share = (found >= 0).all() and (found <= 1).all()
-    return bool(is_share and np.abs(found.sum(axis=1) - 1).max() < SUM_TOLERANCE)
+    if not np.allclose(found, again, rtol=1e-2, atol=1e-2):
+        raise InputError(
+            f"{path} gives other numbers for an image each time: export it in evaluation mode, model.eval()"
+        )
+    return bool((found >= 0).all() and (found <= 1).all())
 
 
 def _free_batch(proto: onnx.ModelProto, fixed_batch: int | None) -> None:
-    """Change the shapes that a graph for one batch size reshapes to: -1 in place of the batch size."""
-    for item in _batch_shapes(proto, fixed_batch).values():
-        item.CopyFrom(numpy_helper.from_array(np.array([-1, *numpy_helper.to_array(item)[1:]]), item.name))
+    """Change the shapes that a graph for one batch size reshapes to: 0, the input's own size, comes first."""
+    shapes = _batch_shapes(proto, fixed_batch)
+    for item in shapes.values():
+        item.CopyFrom(numpy_helper.from_array(np.array([0, *numpy_helper.to_array(item)[1:]]), item.name))
+    for node in proto.graph.node:
+        if node.op_type == "Reshape" and node.input[1] in shapes:
+            del node.attribute[:]  # allowzero, with which 0 would be no element
 
 
 def _batch_shapes(proto: onnx.ModelProto, fixed_batch: int | None) -> dict[str, TensorProto]:
-    """The constant shapes of Reshape that begin with the fixed batch size and have no -1, by name."""
+    """The constant shapes of Reshape that begin with the fixed batch size, by name."""
+    if fixed_batch is None:
+        return {}
     shapes = {node.input[1] for node in proto.graph.node if node.op_type == "Reshape"}
     constants = {item.name: item for item in proto.graph.initializer}
     nodes = proto.graph.node
@@ -352,7 +388,7 @@ def _batch_shapes(proto: onnx.ModelProto, fixed_batch: int | None) -> dict[str, 
     return {
         name: constants[name]
         for name, value in values.items()
-        if fixed_batch is not None and value.ndim == 1 and value[0] == fixed_batch and -1 not in value
+        if value.ndim == 1 and len(value) > 1 and value[0] == fixed_batch
     }
 
 

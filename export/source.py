@@ -23,6 +23,9 @@ from trainer.config import TrainConfig
 from trainer.data import DIGITS, Dataset
 from trainer.model import MLP, DeployedModel, Normalize
 
+ONNX_START = b"\x08"
+"""How an ONNX file begins: with the number of the field ir_version."""
+
 Convert = Callable[[DeployedModel, ConversionOptions], bytes]
 
 
@@ -154,11 +157,11 @@ def read_source(
     std = tutorial.std if std is None else std
     if not math.isfinite(mean) or not math.isfinite(std) or std == 0:
         raise InputError(f"--mean is {mean} and --std {std}, expected finite numbers, --std other than 0")
-    if weights.suffix == ONNX_SUFFIX:
+    data = read_bytes(weights)
+    if data.startswith(ONNX_START) or weights.suffix == ONNX_SUFFIX:
         from export.onnx_source import read_onnx  # imports onnx, which a state_dict does not need here
 
-        return read_onnx(weights, dataset=tutorial.dataset, mean=mean, std=std, is_given=is_given)
-    data = read_bytes(weights)
+        return read_onnx(data, weights, dataset=tutorial.dataset, mean=mean, std=std, is_given=is_given)
     return NetSource(
         folder=run,
         mean=mean,

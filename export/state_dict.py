@@ -47,6 +47,11 @@ OTHER_FILES = (
 )
 """How files begin that people take for a state_dict, and what they are."""
 
+RECORD = re.compile(r"data\.pkl|version|byteorder|data/\d{1,9}")
+"""The entries of torch.save's archive: what the tensors are, and the numbers of each."""
+
+MAX_PICKLE_BYTES = 1024**2
+
 LONGEST_NAME = 40
 
 
@@ -141,18 +146,28 @@ class RefusedArchive(ValueError):
 
 
 def _load_zip(data: bytes) -> Any:
+    """What the pickle in the archive builds.
+
+    torch.load gets a new archive of what a state_dict needs, under names of ours: it finds records by other
+    rules than zipfile does, and would run a TorchScript program.
+    """
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         names = archive.namelist()
     if "model.weights.h5" in names:
         raise RefusedArchive("it is a Keras file: export it to ONNX with model.export(PATH, format='onnx')")
-    if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
+    if any(name.endswith("/constants.pkl") for name in names):
         raise RefusedArchive(f"it is a TorchScript archive, not a state_dict: {ADVICE}")
     if any(name.endswith("/archive_format") or "/models/" in name for name in names):
         raise RefusedArchive(f"it is a torch.export archive, not a state_dict: {ADVICE}")
-    checked = io.BytesIO()
-    with zipfile.ZipFile(checked, "w", zipfile.ZIP_STORED) as archive:  # torch.load sees what was checked
-        for name, content in read_entries(data).items():
-            archive.writestr(zipfile.ZipInfo(name), content)
+    entries = read_entries(data)
+    (pickled,) = (name for name in entries if name.endswith("/data.pkl"))
+    if len(entries[pickled]) > MAX_PICKLE_BYTES:
+        raise RefusedArchive(f"it describes far more than tensors: {ADVICE}")
+    root, checked = pickled.removesuffix("data.pkl"), io.BytesIO()
+    with zipfile.ZipFile(checked, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in entries.items():
+            if RECORD.fullmatch(record := name.removeprefix(root)):
+                archive.writestr(zipfile.ZipInfo(f"archive/{record}"), content)
     checked.seek(0)
     return torch.load(checked, map_location="cpu", weights_only=False, pickle_module=TensorPickle)
 
@@ -170,19 +185,29 @@ def _unwrap(found: Any, path: Path, note: Callable[[str], None]) -> dict[str, Te
             raise InputError(f"{path} is refused, it is not a state_dict, it holds no dict: {ADVICE}")
         wrapper = next((key for key in WRAPPERS if isinstance(found.get(key), dict | StandIn)), None)
         if wrapper is None:
-            break
+            states = [key for key, value in found.items() if _is_state(value)]
+            if len(states) != 1:
+                break
+            wrapper = states[0]
         note(f"the state_dict is read from the checkpoint's key {wrapper!r}")
         found = found[wrapper]
     if found.keys() >= {"state", "param_groups"}:
         raise InputError(f"{path} holds the state of an optimizer, not of a net: {ADVICE}")
     for key, value in found.items():
+        name = _shorten(key) if isinstance(key, str) else f"of type {type(key).__name__}"
         if isinstance(value, StandIn):
-            raise InputError(f"{path} is refused, key {_shorten(str(key))}: {_describe(value)}: {ADVICE}")
+            raise InputError(f"{path} is refused, key {name}: {_describe(value)}: {ADVICE}")
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise InputError(
-                f"{path} is not a state_dict, key {_shorten(str(key))} holds no tensor: {ADVICE}"
-            )
-    return dict(found)
+            raise InputError(f"{path} is not a state_dict, key {name} holds no tensor: {ADVICE}")
+    return {key: value for key, value in found.items() if value.ndim > 0 or value.is_floating_point()}
+
+
+def _is_state(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and len(value) > 1
+        and all(isinstance(item, Tensor) for item in value.values())
+    )
 
 
 def _describe(found: StandIn) -> str:
@@ -210,11 +235,23 @@ def _find_layers(state: Mapping[str, Tensor], path: Path, note: Callable[[str], 
     prefix = common[0] if common and len(layers) > 1 else ""
     if prefix:
         note(f"the prefix {_shorten(prefix)} of all keys is left out")
-    if (
-        len({re.sub(r"\d+", "", layer) for layer in layers}) == 1
-    ):  # fc1, fc2 or 0, 2: their order in a file is free
+    if len({re.sub(r"\d+", "", layer) for layer in layers}) == 1:  # fc1, fc2: the order in a file is free
         layers.sort(key=lambda layer: [int(number) for number in re.findall(r"\d+", layer)])
-    return layers
+    return _in_order_of_sizes(layers, state)
+
+
+def _in_order_of_sizes(layers: list[str], state: Mapping[str, Tensor]) -> list[str]:
+    """Each layer after the one whose outputs it takes; safetensors sorts its keys by name."""
+    ordered, rest, size = [], list(layers), IMAGE_SIZE**2
+    while rest:
+        shapes = {layer: state[f"{layer}weight"].shape for layer in rest if f"{layer}weight" in state}
+        fitting = [layer for layer, shape in shapes.items() if len(shape) == 2 and shape[1] == size]
+        if not fitting:
+            break
+        ordered.append(fitting[0])
+        rest.remove(fitting[0])
+        size = shapes[fitting[0]][0]
+    return ordered + rest
 
 
 def _common_start(names: list[str]) -> str:
@@ -233,6 +270,10 @@ def _check_layers(layers: list[str], state: Mapping[str, Tensor], path: Path) ->
         weight, bias = state.get(f"{layer}weight"), state.get(f"{layer}bias")
         if weight is None:
             raise InputError(f"{path} lacks key {_shorten(layer)}weight: {ADVICE}")
+        if bias is None and weight.ndim != 2:
+            raise InputError(
+                f"{path} has the unexpected key {_shorten(layer)}weight, a Linear layer has none: {OTHER_NET}"
+            )
         if bias is None:
             raise InputError(
                 f"{path} lacks key {_shorten(layer)}bias, its layer was made with bias=False: "
@@ -253,7 +294,7 @@ def _check_layers(layers: list[str], state: Mapping[str, Tensor], path: Path) ->
         raise InputError(f"{path}: its last layer has {sizes[-1]} outputs, expected {CLASSES}: {OTHER_NET}")
     hidden = tuple(sizes[1:-1])
     try:
-        return TrainConfig(hidden=hidden).hidden  # what can be trained can be exported
+        return TrainConfig(hidden=hidden).hidden if hidden else ()  # what can be trained can be exported
     except InputError as error:
         limit = str(error).partition("expected ")[2]
         raise InputError(

@@ -40,12 +40,14 @@ class TorchPredictor:
             model = read_model(path)
             contract = parse_extra_file(model, path)
             self.labels, self.calibration = contract.labels, contract.calibration
+            self.training = contract.training
             self._run = RUNNERS[path.suffix](io.BytesIO(model))
         else:
             source = read_source(
                 path, dataset=None, mean=None, std=None, note=lambda line: warn("mnist", f"{path}: {line}")
             )
             self.labels, self.calibration = source.labels, source.calibration
+            self.training = source.training
             self._run = source.runner()
 
     def predict(self, images: np.ndarray, *, batch_size: int | None = None) -> Prediction:

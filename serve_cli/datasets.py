@@ -37,7 +37,12 @@ TRAIN, TEST = "train", "test"
 FOR_TEST = re.compile(r"(^|[-_.])(t10k|test|testing)([-_.]|$)", re.IGNORECASE)
 """What the name of a file contains that is kept for the test."""
 
-SPLIT_FOLDERS = {"train": TRAIN, "training": TRAIN, "test": TEST, "testing": TEST}
+SPLIT_FOLDERS = {
+    "train": TRAIN,
+    "training": TRAIN,
+    **dict.fromkeys(("validation", "valid", "val", "testing", "test"), TEST),
+}
+"""The split of a folder that is called so; of several for one split the last counts."""
 
 MANIFEST = "manifest.tsv"
 FILE_COLUMN, LABEL_COLUMN = "file", "label"
@@ -73,6 +78,8 @@ ARRAY_NAMES = (
     (TEST, "x_test", "y_test"),
     (TRAIN, "train_images", "train_labels"),
     (TEST, "test_images", "test_labels"),
+    (TEST, "x_val", "y_val"),
+    (TEST, "val_images", "val_labels"),
     (TRAIN, "images", "labels"),
     (TRAIN, "x", "y"),
     (TRAIN, "data", "target"),
@@ -83,8 +90,9 @@ EXPECTED_ARRAYS = (
     "x_train and y_train, x_test and y_test, train_images and train_labels, or images and labels"
 )
 
-LABEL_HEADINGS = ("label", "class", "target", "y")
-"""Headings of a column with labels; without such a heading it is the first of PIXELS + 1 columns."""
+LABEL_HEADINGS = ("label", "class", "target", "y", "digit")
+INDEX_HEADINGS = ("", "id", "imageid", "index", "unnamed: 0")
+"""Headings of columns with labels, and of columns that only number the rows."""
 
 MOST_SAMPLES = 1_000_000
 MOST_BYTES = 1024**3
@@ -96,6 +104,9 @@ FIRST_BYTES = 64 * 1024
 
 DEFLATE_RATIO = 1032
 """The most bytes that a byte of a .gz can stand for."""
+
+TEST_SHARE = 0.2
+"""Of the images, by their hash, where data has no test set."""
 
 LABELS_SHOWN, LONGEST_REASON = 12, 200
 """How many labels a message shows, and characters of what another library says."""
@@ -118,6 +129,13 @@ class LabelledImages:
     labels: np.ndarray
     source: Path
 
+    @property
+    def sha256(self) -> str:
+        """Digest of images and labels as uint8, in their order."""
+        digest = hashlib.sha256(self.images.tobytes())
+        digest.update(self.labels.astype(np.uint8).tobytes())
+        return digest.hexdigest()
+
 
 @dataclass(frozen=True)
 class Pictures:
@@ -134,8 +152,13 @@ Split = Callable[[], LabelledImages | Pictures]
 """They read when they are called: who needs one split need not wait for the other."""
 
 
-def read_test_images(data: Path, names: Sequence[int | str], *, raw: bool = False) -> LabelledImages:
-    """Read the test split of `data`, or all of it where there is none; `names` has the label of each class.
+def read_test_images(
+    data: Path, names: Sequence[int | str], *, raw: bool = False, learned_from: str | None = None
+) -> LabelledImages:
+    """Read the test split of `data`; `names` has the label of each class.
+
+    Where there is none, all of it is read; but if a run learned from its share of the same data, which the
+    digest `learned_from` of that run tells, only what it kept for its test.
 
     Labels are numbers of classes in IDX, NumPy and CSV files; in a manifest and as names of folders (with _
     for a slash) they are texts of `names`. Picture files are found and centred as `mnist infer` does it, or
@@ -146,8 +169,31 @@ def read_test_images(data: Path, names: Sequence[int | str], *, raw: bool = Fals
     """
     with _naming_the_file(data):
         splits = _find_splits(data)
-        found = splits[TEST if TEST in splits else TRAIN]()
-    return _decode(found, names, raw=raw)
+        found = _decode(splits[TEST if TEST in splits else TRAIN](), names, raw=raw)
+    if TEST in splits or learned_from is None:
+        return found
+    train, test = split_by_hash(found)
+    if train.sha256 != learned_from:
+        return found
+    warn("mnist", f"{data}: only the {len(test.labels):,} images that the run kept for its test are read")
+    return test
+
+
+def split_by_hash(samples: LabelledImages) -> tuple[LabelledImages, LabelledImages]:
+    """Split into (train, test), each in the order of the SHA-256 of its images; one may be empty.
+
+    Neither depends on the order of `samples`, and equal images are on the same side.
+    """
+    images, labels = samples.images, samples.labels.tolist()
+    digests = [hashlib.sha256(image.tobytes()).digest() for image in images]
+    order = sorted(range(len(labels)), key=lambda sample: (digests[sample], labels[sample]))
+    limit = round(TEST_SHARE * 256**4).to_bytes(4, "big")
+    tests = sum(digest < limit for digest in digests)
+    train, test = (
+        LabelledImages(images[part], samples.labels[part], samples.source)
+        for part in (order[tests:], order[:tests])
+    )
+    return train, test
 
 
 def read_splits(data: Path) -> tuple[tuple[int | str, ...], dict[str, LabelledImages]]:
@@ -195,7 +241,7 @@ def read_images(path: Path) -> np.ndarray | None:
 def is_unlabelled_csv(path: Path) -> bool:
     """Whether `path` is a CSV file of images without labels, such as the test.csv of a competition."""
     with suppress(OSError):  # reading it will name the error
-        return _kind_of(path) == "csv" and len(_first_row(path)) == PIXELS
+        return _kind_of(path) == "csv" and _is_table(path) and _has_no_labels(_first_row(path))
     return False
 
 
@@ -280,7 +326,10 @@ def _find_splits(data: Path) -> dict[str, Split]:
     if is_folder(data):
         return _in_folder(data)
     if not data.is_file():
-        raise InputError(f"no such data: {data}; {REMEDY}")
+        what = f"{data} is not a regular file" if data.exists() else f"no such data: {data}"
+        raise InputError(f"{what}; {REMEDY}")
+    if data.stat().st_size == 0:
+        raise InputError(f"{data} is empty; {REMEDY}")
     return _in_file(data)
 
 
@@ -297,11 +346,12 @@ def _in_folder(folder: Path, *, roles: bool = True) -> dict[str, Split]:
     if splits := _array_splits(arrays, folder) or _table_splits(tables, folder):
         return splits
     subfolders = [path for path in entries if path.is_dir()]
-    called = {role: path for path in subfolders if (role := SPLIT_FOLDERS.get(path.name.lower()))}
+    by_name = {path.name.lower(): path for path in subfolders}
+    called = {role: by_name[name] for name, role in SPLIT_FOLDERS.items() if name in by_name}
     if roles and called:
         for path in subfolders:
             if path not in called.values():
-                warn("mnist", f"{path} is left out: it is neither called train nor test")
+                warn("mnist", f"{path} is left out: only one folder to train and one to test is read")
         return {role: _one_split(_in_folder(path, roles=False), role) for role, path in called.items()}
     return {TRAIN: partial(_list_by_label, folder)}
 
@@ -626,10 +676,10 @@ def _table_splits(paths: Sequence[Path], folder: Path) -> dict[str, Split]:
         kind = _kind_of(path)
         if kind == "npz":
             splits = _array_splits(_arrays_in(path), path)
-            if len(splits) > 1:
+            if len(splits) > 1 and len(paths) == 1:
                 return splits
             found += [(TEST if role == TEST else path.name, split) for role, split in splits.items()]
-        elif kind == "csv" and len(_first_row(path)) == PIXELS:
+        elif kind == "csv" and _is_table(path) and _has_no_labels(_first_row(path)):
             warn("mnist", f"{path} has no labels: it is left out")
         elif kind == "csv" and _is_table(path):
             found.append((path.name, partial(_read_labelled_csv, path)))
@@ -644,7 +694,33 @@ def _first_row(path: Path) -> list[str]:
 
 
 def _is_table(path: Path) -> bool:
-    return len(_first_row(path)) in (PIXELS, PIXELS + 1)
+    return PIXELS <= len(_first_row(path)) <= PIXELS + 3
+
+
+def _has_no_labels(cells: Sequence[str]) -> bool:
+    named = not {*LABEL_HEADINGS}.isdisjoint(cells)
+    return len(cells) == PIXELS or (_is_header(cells) and not named)
+
+
+def _is_header(cells: Sequence[str]) -> bool:
+    """Whether the cells are names; pandas calls columns 0, 1, 2 unless told otherwise."""
+    try:
+        return [float(cell) for cell in cells] == [*range(len(cells))]
+    except ValueError:
+        return True
+
+
+def _label_column(path: Path, cells: Sequence[str]) -> tuple[int | None, list[int]]:
+    """The column with labels by its heading, None where there is none, and the columns with pixels."""
+    others = {at for at, cell in enumerate(cells) if cell in INDEX_HEADINGS} if len(cells) > PIXELS else set()
+    named = [at for at, cell in enumerate(cells) if cell in LABEL_HEADINGS]
+    pixels = [at for at in range(len(cells)) if at not in others and at not in named[:1]]
+    if len(pixels) != PIXELS:
+        raise InputError(
+            f"{path} has {len(pixels)} columns besides labels and indices, expected {PIXELS} pixels: call "
+            f"the column with labels {LABEL_HEADINGS[0]!r}"
+        )
+    return (named[0] if named else None), pixels
 
 
 def _read_labelled_csv(path: Path) -> LabelledImages:
@@ -664,42 +740,39 @@ def _read_csv(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         )
     if path.stat().st_size > MOST_BYTES:
         raise InputError(f"{path} has more than {MOST_BYTES // 1024**3} GiB: bring fewer images")
-    try:
-        float(first[-1])
-        header_lines = 0
-    except ValueError:
-        header_lines = 1
-    try:
-        table = _load_table(path, header_lines, np.uint8)
-    except ValueError:
-        try:
-            table = _load_table(path, header_lines, np.float32)
-        except ValueError as error:
-            reason = str(error).partition(";")[0].rstrip(".")
-            raise InputError(f"{path} is no table of numbers ({reason}): save it again as CSV") from error
-    labels = None
-    if len(table) and table.shape[1] != len(first):
-        raise InputError(
-            f"{path} has {len(first)} columns in its first line, then {table.shape[1]}: save it again"
-        )
-    if len(table) and len(first) > PIXELS:
-        column = next((first.index(heading) for heading in LABEL_HEADINGS if heading in first), 0)
-        labels, table = table[:, column], np.delete(table, column, axis=1)
-    return _upright(_as_images(table, str(path)), path.name), labels
+    if not _is_header(first):
+        table = _load_table(path, None)
+        if table.shape[1] == PIXELS:
+            return _as_images(table, str(path)), None
+        for labels, pixels in ((table[:, 0], table[:, 1:]), (table[:, -1], table[:, :-1])):
+            if np.isin(labels, np.arange(CLASSES)).all() and (np.ptp(labels) > 0 or len(table) == 1):
+                return _upright(_as_images(pixels, str(path)), path.name), labels
+        raise InputError(f"{path} has no labels in its first or last column: name them in a first line")
+    label, columns = _label_column(path, first)
+    table = _load_table(path, columns if label is None else [label, *columns])
+    if label is None:
+        return _as_images(table, str(path)), None
+    return _upright(_as_images(table[:, 1:], str(path)), path.name), table[:, 0]
 
 
-def _load_table(path: Path, header_lines: int, dtype: type[np.generic]) -> np.ndarray:
-    with path.open(encoding="utf-8-sig") as stream, warnings.catch_warnings(action="ignore"):
-        return np.loadtxt(
-            stream,
-            dtype,
-            delimiter=",",
-            comments=None,
-            skiprows=header_lines,
-            max_rows=MOST_SAMPLES + 1,
-            ndmin=2,
-            quotechar='"',
-        )
+def _load_table(path: Path, columns: list[int] | None) -> np.ndarray:
+    """The numbers in `columns` below the header, or in all columns of a table without one, float32 [N, C]."""
+    try:
+        with path.open(encoding="utf-8-sig") as stream, warnings.catch_warnings(action="ignore"):
+            return np.loadtxt(
+                stream,
+                np.float32,
+                delimiter=",",
+                comments=None,
+                skiprows=int(columns is not None),
+                usecols=columns,
+                max_rows=MOST_SAMPLES + 1,
+                ndmin=2,
+                quotechar='"',
+            )
+    except (ValueError, IndexError) as error:
+        reason = str(error).partition(";")[0].rstrip(".")
+        raise InputError(f"{path} is no table of numbers ({reason}): save it again as CSV") from error
 
 
 def _as_images(array: np.ndarray, what: str) -> np.ndarray:

@@ -17,11 +17,15 @@ TORCH_SUFFIXES = frozenset({".pt", ".pt2", ".pth", ".safetensors"})
 
 
 class Engine(Protocol):
-    """A model that can be asked; `labels` are those of its ten outputs, `calibration` is as in a contract."""
+    """A model that can be asked; `labels` are those of its ten outputs.
+
+    `calibration` and `training` are as in a contract.
+    """
 
     path: Path
     labels: tuple[int | str, ...]
     calibration: Mapping[str, Any]
+    training: Mapping[str, Any]
 
     def predict(self, images: np.ndarray, *, batch_size: int | None = None) -> Prediction:
         """Classify uint8 `images` [N, 28, 28], white ink on black; N may be 0."""

@@ -78,7 +78,12 @@ def evaluate(
     from serve_cli.metrics import confidences, risk_coverage, score, selective
 
     engine = open_engine(model)
-    labelled = read_test_images(data, engine.labels, raw=preprocess is Preprocess.RAW)
+    labelled = read_test_images(
+        data,
+        engine.labels,
+        raw=preprocess is Preprocess.RAW,
+        learned_from=engine.training.get("dataset_sha256"),
+    )
     logits = engine.predict(labelled.images).logits
     if not np.isfinite(logits).all():
         raise CheckFailed(f"{engine.path} answers with numbers that are not finite: export the model again")

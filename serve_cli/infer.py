@@ -165,7 +165,9 @@ def read_chunk(sources: Sequence[Source], *, raw: bool) -> Chunk:
             if isinstance(known, InputError):
                 raise known
             grey = read_file(Path(name)) if known is None else known
-            picture = take_raw(grey, STDIN_NAME if name == STDIN else name) if raw else to_mnist(grey)
+            is_row = known is not None and name != STDIN  # of a table, which train and evaluate take as it is
+            title = STDIN_NAME if name == STDIN else name
+            picture = take_raw(grey, title) if raw or is_row else to_mnist(grey)
         except InputError as error:
             about.append(InputError(str(error)))  # without the traceback, which holds the bytes of the file
         else:

@@ -65,7 +65,7 @@ class Predictor:
         self._session = open_session(model, str(path))
         self.contract = contract_of(self._session, path)
         self.labels = self.contract.labels
-        self.calibration = self.contract.calibration
+        self.calibration, self.training = self.contract.calibration, self.contract.training
         bytes_an_image = self.contract.model.get("activation_bytes", 1)
         self.batch_size = min(max(1, BATCH_BYTES // max(1, bytes_an_image)), CHUNK)
         self.is_light = bytes_an_image <= LIGHT_BYTES

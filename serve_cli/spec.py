@@ -216,7 +216,12 @@ def floor_of(calibration: Mapping[str, Any]) -> float:
 CHECKS: Mapping[str, Callable[[Any], bool]] = {
     "labels": lambda value: list_of(is_label)(value) and len(value) == CLASSES,
     "normalization": object_of({"mean": is_number, "std": is_number}),
-    "model": object_of({"layers": is_text, "parameters": is_count, "state_dict_sha256": is_text}),
+    "model": object_of(
+        {
+            **dict.fromkeys(("layers", "state_dict_sha256", "onnx_sha256"), is_text),
+            **dict.fromkeys(("parameters", "activation_bytes"), is_count),
+        }
+    ),
     "training": object_of(
         {"recipe": is_text, "config": is_object, "dataset": is_text, "dataset_sha256": is_text}
     ),

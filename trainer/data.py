@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import hashlib
 import http.client
 import os
 import sys
@@ -28,6 +27,7 @@ from serve_cli.datasets import (
     read_idx_pair,
     read_label_names,
     read_splits,
+    split_by_hash,
 )
 from serve_cli.errors import InputError
 from serve_cli.spec import CLASSES, IMAGE_SIZE
@@ -136,9 +136,6 @@ SOURCES = {
 """Every dataset but mnist5k, which a package ships, and `own`. The files of most have the same names, so that
 only MNIST, known by its md5, and the user's own may lie directly in a folder."""
 
-TEST_SHARE = 0.2
-"""About how much of a dataset is for the test that does not say so itself."""
-
 MNIST5K = "mnist5k"
 
 MNIST5K_SHA256 = "809ec085d551285cf9efad12c42a6aead98c62f96eb9936cc5b778870773e50d"
@@ -172,9 +169,7 @@ class Split:
     @functools.cached_property
     def sha256(self) -> str:
         """Digest of images and labels as uint8, in their order."""
-        digest = hashlib.sha256(self.images.numpy().tobytes())
-        digest.update(self.labels.numpy().astype(np.uint8).tobytes())
-        return digest.hexdigest()
+        return LabelledImages(self.images.numpy(), self.labels.numpy(), Path()).sha256
 
 
 @dataclass(frozen=True)
@@ -223,26 +218,13 @@ def _own(data: Path | None) -> Dataset:
     if len(splits) == 2:
         return Dataset(OWN, labels, _split(splits[TRAIN]), _split(splits[TEST]))
     (found,) = splits.values()
-    train, test = split_by_hash(_split(found))
+    train, test = map(_split, split_by_hash(found))
     if not len(train) or not len(test):
         raise InputError(
             f"{data} has too few images ({len(found.labels)}) to keep some for the test: bring more, or a "
             "training and a test set"
         )
     return Dataset(OWN, labels, train, test)
-
-
-def split_by_hash(samples: Split) -> tuple[Split, Split]:
-    """Split into (train, test), each in the order of the SHA-256 of its images.
-
-    Neither depends on the order of `samples`, and equal images are on the same side.
-    """
-    images, labels = samples.images.numpy(), samples.labels.tolist()
-    digests = [hashlib.sha256(image.tobytes()).digest() for image in images]
-    order = torch.tensor(sorted(range(len(labels)), key=lambda sample: (digests[sample], labels[sample])))
-    limit = round(TEST_SHARE * 256**4).to_bytes(4, "big")
-    tests = sum(digest < limit for digest in digests)
-    return samples.take(order[tests:]), samples.take(order[:tests])
 
 
 def _load(name: str, source: DatasetSource, root: Path) -> Dataset:

@@ -28,14 +28,15 @@ def write_model(
     input_type: int = TensorProto.FLOAT,
     end: str = "logits",
     rows: int = -1,
+    columns: int = 784,
 ) -> Path:
     """Write a model that takes pixels / 255, or pixels as they are where `input_type` is of integers.
 
-    It ends with the operator `end`; a graph for one batch size reshapes to so many `rows`.
+    It ends with the operator `end`; a graph for one batch size reshapes to so many `rows`, of `columns`.
     """
     is_float = np.issubdtype(helper.tensor_dtype_to_np_dtype(input_type), np.floating)
     constants = {
-        "rows": np.array([rows, 784]),
+        "rows": np.array([rows, columns]),
         "weight": weights[:784] if is_float else weights[:784] / np.float32(255),
         "bias": weights[784],
     }
@@ -45,7 +46,8 @@ def write_model(
         helper.make_node("Gemm", ["floats", "weight", "bias"], ["logits"]),
     ]
     if end != "logits":
-        nodes.append(helper.make_node(end, ["logits"], [end], axis=1))
+        axis = {} if end == "Sigmoid" else {"axis": 1}
+        nodes.append(helper.make_node(end, ["logits"], [end], **axis))
     graph = helper.make_graph(
         nodes,
         "somebody's",

@@ -120,6 +120,9 @@ def renamed(state: State, *names: str) -> State:
         ),
         (lambda state: {"epoch": 3, "model_state_dict": state, "loss": 0.1}, "key 'model_state_dict'"),
         (lambda state: {"net": {f"net.{key}": value for key, value in state.items()}}, "key 'net'"),
+        (lambda state: {"weights": state, "best": torch.zeros(())}, "key 'weights'"),
+        (lambda state: dict(sorted(renamed(state, "into", "hidden", "out").items())), ""),
+        (lambda state: {"n_averaged": torch.tensor(7), **state}, ""),
         (
             lambda state: {  # as Lightning saves it
                 "state_dict": {f"model.{key}": value for key, value in state.items()},
@@ -137,6 +140,13 @@ def test_the_same_net_in_a_checkpoint_or_under_other_names(
     assert all(torch.equal(net.state_dict()[key], value) for key, value in state.items())
     assert note in " ".join(notes)
     assert bool(notes) == bool(note)
+
+
+def test_a_net_without_hidden_layers(mnist: Mnist) -> None:
+    layer = torch.nn.Linear(784, 10)
+    net, _ = load(layer.state_dict())
+    assert net.hidden == ()
+    assert torch.equal(net.state_dict()["fc1.weight"], layer.weight)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -191,7 +201,7 @@ def wrong(**values: Any) -> Callable[[State], State]:
         ),
         (lambda state: {"model": MLP()}, "a whole pickled object (trainer.model.MLP)"),
         (lambda state: torch.optim.Adam(MLP().parameters()).state_dict(), "the state of an optimizer"),
-        (lambda state: {0: torch.zeros(1)}, "key 0 holds no tensor"),
+        (lambda state: {0: torch.zeros(1)}, "key of type int holds no tensor"),
         (lambda state: OrderedDict(), "no keys at all"),
         (lambda state: [1, 2], "it holds no dict"),
         (lambda state: torch.zeros(3), "it holds no dict"),
@@ -232,6 +242,48 @@ def test_code_in_a_file_is_never_run(
     assert not (tmp_path / "out").exists()
     pickle.loads(pickle.dumps(value, protocol=protocol))
     assert canary.exists(), "the payload does nothing, so the test says nothing"
+
+
+class Writer(torch.nn.Module):
+    """A TorchScript program writes a file when it is loaded."""
+
+    canary: str
+
+    def __init__(self, canary: Path) -> None:
+        super().__init__()
+        self.canary = str(canary)
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[str, bool]:
+        return self.canary, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[str, bool]) -> None:
+        self.canary = state[0]
+        self.training = state[1]
+        torch.save(torch.zeros(1), self.canary)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_torchscript_program_under_other_names_is_never_run(tmp_path: Path) -> None:
+    """torch cuts long names of records, and finds them in any case."""
+    canary, saved_program, crooked = tmp_path / "canary", io.BytesIO(), io.BytesIO()
+    torch.jit.save(torch.jit.script(Writer(canary)), saved_program)
+    prefix = "A" * 497
+    with zipfile.ZipFile(saved_program) as program, zipfile.ZipFile(crooked, "w") as archive:
+        for name in program.namelist():
+            record = (
+                name.partition("/")[2].replace("code/", "CODE/").replace("constants.pkl", "CONSTANTS.PKL")
+            )
+            archive.writestr(f"{prefix}/{record}", program.read(name))
+        archive.writestr(f"{prefix}/constants.pklXYZ", b"x")
+    assert_refused(crooked.getvalue(), "is refused")
+    assert not canary.exists()
+    torch.jit.load(io.BytesIO(crooked.getvalue()))
+    assert canary.exists(), "the program does nothing, so the test says nothing"
 
 
 def packed(method: int, size: int = 10**8) -> bytes:

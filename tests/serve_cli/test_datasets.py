@@ -695,3 +695,32 @@ def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Path, "iterdir", closed)
     assert refusal(tmp_path) == f"cannot read {tmp_path}: Permission denied"
+
+
+# The split of what has no test set
+
+
+def test_a_split_by_hash_depends_on_the_images_alone() -> None:
+    images = np.random.default_rng(1).integers(0, 256, (1000, 28, 28), np.uint8)
+    samples = LabelledImages(images, np.arange(1000) % 10, Path())
+    doubled = LabelledImages(np.tile(images, (2, 1, 1)), np.tile(samples.labels, 2), Path())
+    train, test = datasets.split_by_hash(samples)
+    assert len(train.labels) + len(test.labels) == 1000
+    assert 150 < len(test.labels) < 250
+    assert [len(split.labels) for split in datasets.split_by_hash(doubled)] == [
+        *(2 * len(split.labels) for split in (train, test))
+    ]
+    mixed = np.random.default_rng(2).permutation(1000)
+    found = datasets.split_by_hash(LabelledImages(images[mixed], samples.labels[mixed], Path()))
+    assert [split.sha256 for split in found] == [train.sha256, test.sha256]
+
+
+def test_what_a_run_learned_from_is_not_tested_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    images = np.random.default_rng(1).integers(0, 256, (100, 28, 28), np.uint8)
+    np.savez(tmp_path / "own.npz", images=images, labels=np.arange(100) % 10)
+    everything = read_test_images(tmp_path / "own.npz", DIGITS)
+    train, test = datasets.split_by_hash(everything)
+    kept = read_test_images(tmp_path / "own.npz", DIGITS, learned_from=train.sha256)
+    assert (len(everything.labels), kept.sha256) == (100, test.sha256)
+    assert f"only the {len(test.labels)} images that the run kept for its test" in capfd.readouterr().err
+    assert len(read_test_images(tmp_path / "own.npz", DIGITS, learned_from="0" * 64).labels) == 100

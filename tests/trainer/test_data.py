@@ -27,7 +27,6 @@ from trainer.data import (
     Split,
     data_directory,
     load_dataset,
-    split_by_hash,
     train_val_split,
 )
 
@@ -376,19 +375,6 @@ def test_a_split_that_is_there_is_used_as_it_is(tmp_path: Path, mnist5k: Dataset
     assert dataset.test.sha256 == mnist5k.test.take(torch.arange(30, 40)).sha256
 
 
-def test_a_split_by_hash_depends_on_the_images_alone(mnist5k: Dataset) -> None:
-    samples = mnist5k.train.take(torch.arange(1000))
-    doubled = Split(samples.images.repeat(2, 1, 1), samples.labels.repeat(2))
-    train, test = split_by_hash(samples)
-    assert len(train) + len(test) == 1000
-    assert 150 < len(test) < 250
-    assert [len(split) for split in split_by_hash(doubled)] == [2 * len(train), 2 * len(test)]
-    mixed = samples.take(torch.randperm(1000, generator=torch.Generator().manual_seed(1)))
-    assert [split.sha256 for split in split_by_hash(mixed)] == [train.sha256, test.sha256]
-    digests = [hashlib.sha256(image.tobytes()).digest() for image in train.images.numpy()]
-    assert digests == sorted(digests)
-
-
 def test_pictures_in_folders_are_split_by_hash(tmp_path: Path, mnist5k: Dataset) -> None:
     """The names of folders become the labels; genuine digits pass bit for bit."""
     samples = mnist5k.test.take(torch.arange(200))
@@ -399,7 +385,8 @@ def test_pictures_in_folders_are_split_by_hash(tmp_path: Path, mnist5k: Dataset)
         Image.fromarray(image).save(tmp_path / f"label {label}" / f"{number}.png")
     dataset = load_dataset("own", tmp_path)
     assert dataset.labels == tuple(f"label {digit}" for digit in range(10))
-    assert [dataset.train.sha256, dataset.test.sha256] == [split.sha256 for split in split_by_hash(samples)]
+    assert len(dataset.train) + len(dataset.test) == 200
+    assert 20 < len(dataset.test) < 60
 
 
 @pytest.mark.parametrize(

@@ -76,10 +76,14 @@ USUAL_NORMALIZATIONS = (
 """Mean and std in tutorials: the notebook's, those of MNIST's pixels, none, pixels from 0 to 255; then the
 first three for inverted pixels: 1 - x, normalised with mean and std, is x with 1 - mean and -std."""
 
-CLEARLY, TRAINED, POOR = 0.01, 0.5, 0.85
-"""Of a net that is no run's: how much better (0 to 1) than as it is given, and how well at all, it must read
-in another way for that to be recommended; below which accuracy other activations are tried and the user is
-warned. Nets of 4,000 digits have 0.88."""
+CLEARLY = 0.01
+"""Another way to prepare the pixels is recommended if the net reads this much better with it (0 to 1)."""
+
+TRAINED = 0.5
+"""And if it reads at least this share of the images."""
+
+POOR = 0.85
+"""Below this accuracy other activations are tried, and the user is warned. Nets of 4,000 digits have 0.88."""
 
 RELU = "ReLU"
 
@@ -305,8 +309,8 @@ def require_accuracy(
 ) -> str:
     """Why a net may not be used as it was trained, in one line, or nothing; `log` receives how well it reads.
 
-    What is no run does not say how its pixels were normalised, nor a state_dict its activation, and a wrong
-    guess passes every comparison with the original. So the usual ones are tried on training images. The test
+    A bare file does not say how its pixels were normalised, nor a state_dict its activation, and a wrong guess
+    passes every comparison with the original. So the usual ones are tried on training images. The test
     split only decides whether the net is good enough.
 
     Raises:
@@ -323,7 +327,7 @@ def require_accuracy(
 
 
 def find_cause(source: Source, train: Split, accuracy: float, log: Callable[[str], None]) -> str:
-    """Why a net that is no run's reads worse than it could, or nothing.
+    """Why the net of a bare file reads worse than it could, or nothing.
 
     `accuracy` is that on the test split, from 0 to 1. `log` receives how well the given normalisation fits.
     """

@@ -93,22 +93,23 @@ def export(
         typer.Option(
             metavar="NAME",
             autocompletion=among(DATASETS),
-            help=f"For what is no run: what to prove it on ({', '.join(DATASETS)}).",
+            help=f"For a bare state_dict or ONNX file: what to prove it on ({', '.join(DATASETS)}).",
         ),
     ] = None,
     mean: Annotated[
         float | None,
         typer.Option(
             metavar="X",
-            help="For what is no run: the mean it was trained with, of pixels from 0 to 1; 0.5 if not given.",
+            help="For a bare state_dict or ONNX file: the mean of its normalisation, of pixels from 0 to 1; "
+            "0.5 if not given.",
         ),
     ] = None,
     std: Annotated[
         float | None,
         typer.Option(
             metavar="X",
-            help="For what is no run: the std it was trained with, negative with 1 - mean where pixels were "
-            "inverted; 0.5 if not given.",
+            help="For a bare state_dict or ONNX file: the std of its normalisation; 0.5 if not given. A negative "
+            "one inverts the pixels.",
         ),
     ] = None,
     min_accuracy: Annotated[
@@ -138,8 +139,8 @@ def export(
     batches of 0, 1 and 7; float files on edge pictures, too; ONNX in two backends. The folder appears only if
     every logit agrees within 1e-4 + 1e-5 of the largest one of its image, every weight to the last bit, and
     every label but for ties, which are reported. An onnx-int8 file may read 0.1 points (or 3 images) worse
-    and change 0.2 % (or 10) of the labels. A net that is no run's is tried with the usual normalisations, and
-    the one that fits is named. If a check fails, nothing that was there changes.
+    and change 0.2 % (or 10) of the labels. A bare state_dict or ONNX file is tried with the usual
+    normalisations, and the one that fits is named. If a check fails, nothing that was there changes.
 
     Exit codes: 0 done, 1 the proof failed, 2 bad usage or bad input, 130 and 143 stopped by Ctrl-C or
     SIGTERM; nothing is left of what was not proven.

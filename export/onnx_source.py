@@ -286,6 +286,9 @@ def _check_input(proto: onnx.ModelProto, path: Path) -> tuple[tuple[int, ...], i
     inputs = [item for item in proto.graph.input if item.name not in constants]
     if len(inputs) != 1:
         raise InputError(f"{path} has {len(inputs)} inputs, expected one: {ADVICE}")
+    for node in proto.graph.node:
+        if any(attribute.HasField("g") for attribute in node.attribute):
+            raise InputError(f"{path} holds the operator {node.op_type}: export it without control flow")
     if TensorProto.FLOAT16 in {item.data_type for item in proto.graph.initializer}:
         raise InputError(
             f"{path} computes in float16, which each runtime rounds at other places: export float32"

@@ -33,7 +33,7 @@ Convert = Callable[[DeployedModel, ConversionOptions], bytes]
 class Source:
     """A net with its normalisation, its labels, and what is known of its training and calibration.
 
-    Of what is no run nothing is known: `training` and `calibration` are empty, and the labels are the digits.
+    Nothing is known of a bare file: `training` and `calibration` are empty, and the labels are the digits.
     `data_dir` is where the run found its data.
     """
 
@@ -135,7 +135,7 @@ def read_source(
 ) -> Source:
     """Read a run directory, a state_dict inside one, a bare state_dict, or an ONNX file.
 
-    Unless given, `dataset`, `mean` and `std` of what is no run are the tutorial's; a run has its own. `note`
+    A run has its own `dataset`, `mean` and `std`; for a bare file they default to the tutorial's. `note`
     receives a line about what was found in a file that is not as the tutorial saves it.
 
     Raises:

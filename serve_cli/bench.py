@@ -79,7 +79,7 @@ def bench(
     To choose a format, or a machine. Of a directory, every format that is there, in turn; PyTorch's need
     PyTorch. p50 and p99 are the time of a call with one picture, images/s that of the best batch size
     (--json has all), cold start the time from nothing to the first answer, peak MB the memory that takes. A
-    model computes on one thread.
+    model computes on one thread; one with more than 1 MiB of values an image on all cores.
 
     \b
     Examples:
@@ -167,7 +167,10 @@ def _fresh_process(file: Path) -> dict[str, Any]:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},  # onnxruntime has one thread, PyTorch gets no more
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+        },  # PyTorch gets no more than most models in onnxruntime have
     ) as child:
         assert child.stdout is not None
         child.stdout.readline()

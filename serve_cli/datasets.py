@@ -703,9 +703,9 @@ def _has_no_labels(cells: Sequence[str]) -> bool:
 
 
 def _is_header(cells: Sequence[str]) -> bool:
-    """Whether the cells are names; pandas calls columns 0, 1, 2 unless told otherwise."""
+    """Whether the cells are names."""
     try:
-        return [float(cell) for cell in cells] == [*range(len(cells))]
+        return not [float(cell) for cell in cells]
     except ValueError:
         return True
 
@@ -741,7 +741,8 @@ def _read_csv(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     if path.stat().st_size > MOST_BYTES:
         raise InputError(f"{path} has more than {MOST_BYTES // 1024**3} GiB: bring fewer images")
     if not _is_header(first):
-        table = _load_table(path, None)
+        is_numbered = first == [*map(str, range(len(first)))]  # so pandas names columns that have no name
+        table = _load_table(path, None, header_lines=int(is_numbered))
         if table.shape[1] == PIXELS:
             return _as_images(table, str(path)), None
         for labels, pixels in ((table[:, 0], table[:, 1:]), (table[:, -1], table[:, :-1])):
@@ -749,14 +750,14 @@ def _read_csv(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
                 return _upright(_as_images(pixels, str(path)), path.name), labels
         raise InputError(f"{path} has no labels in its first or last column: name them in a first line")
     label, columns = _label_column(path, first)
-    table = _load_table(path, columns if label is None else [label, *columns])
+    table = _load_table(path, columns if label is None else [label, *columns], header_lines=1)
     if label is None:
         return _as_images(table, str(path)), None
     return _upright(_as_images(table[:, 1:], str(path)), path.name), table[:, 0]
 
 
-def _load_table(path: Path, columns: list[int] | None) -> np.ndarray:
-    """The numbers in `columns` below the header, or in all columns of a table without one, float32 [N, C]."""
+def _load_table(path: Path, columns: list[int] | None, *, header_lines: int) -> np.ndarray:
+    """The numbers in `columns`, or in all of them, below the header, float32 [N, C]."""
     try:
         with path.open(encoding="utf-8-sig") as stream, warnings.catch_warnings(action="ignore"):
             return np.loadtxt(
@@ -764,7 +765,7 @@ def _load_table(path: Path, columns: list[int] | None) -> np.ndarray:
                 np.float32,
                 delimiter=",",
                 comments=None,
-                skiprows=int(columns is not None),
+                skiprows=header_lines,
                 usecols=columns,
                 max_rows=MOST_SAMPLES + 1,
                 ndmin=2,
@@ -804,5 +805,5 @@ def _as_labels(array: np.ndarray, what: str, images: int) -> np.ndarray:
     labels = array.reshape(-1)
     if (unfit := ~np.isin(labels, np.arange(CLASSES))).any():
         at = int(unfit.argmax())
-        raise InputError(f"{what} has the label {labels[at]} at {at:,}, labels are 0 to {CLASSES - 1}")
+        raise InputError(f"{what} has the label {labels[at]:g} at {at:,}, labels are 0 to {CLASSES - 1}")
     return labels.astype(np.int64)

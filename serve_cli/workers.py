@@ -27,7 +27,7 @@ def start_method() -> str:
     """How workers start: "fork" where that is safe and fast, else "spawn".
 
     A fork has numpy and Pillow already; a fresh process imports them for a tenth of a second. On Linux a fork
-    is safe here, for onnxruntime starts no thread and OpenBLAS is made for it; once torch is loaded, whose
+    is safe here, for workers do not use onnxruntime and OpenBLAS is made for it; once torch is loaded, whose
     threads a fork does not have, it is not.
     """
     return "fork" if sys.platform == "linux" and "torch" not in sys.modules else "spawn"

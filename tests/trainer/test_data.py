@@ -426,11 +426,12 @@ def test_a_run_on_own_data_is_resumed_and_exported(
     result = mnist("train", "--resume", "--output", tmp_path / "run")
     assert (result.code, "Test Accuracy: " in result.out) == (0, True)
     assert json.loads((tmp_path / "run" / "report.json").read_text())["dataset"]["name"] == "own"
-    assert mnist("export", tmp_path / "run").code == 0
+    assert mnist("export", tmp_path / "run", "--min-accuracy", 0).code == 0
     bare = shutil.copy(tmp_path / "run" / "mnist_model.pth", tmp_path / "bare.pth")
     data = ("--data", tmp_path / "train.csv")
     for source in (bare, tmp_path / "run"):
-        assert mnist("export", source, *data, "--output", tmp_path / "artifact", "--overwrite").code == 0
+        flags = ("--min-accuracy", 0, "--output", tmp_path / "artifact", "--overwrite")
+        assert mnist("export", source, *data, *flags).code == 0
         card = (tmp_path / "artifact" / "MODEL_CARD.md").read_text()
         assert "datasets: [own]" in card
 

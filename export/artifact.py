@@ -309,8 +309,8 @@ def require_accuracy(
 ) -> str:
     """Why a net may not be used as it was trained, in one line, or nothing; `log` receives how well it reads.
 
-    A bare file does not say how its pixels were normalised, nor a state_dict its activation, and a wrong guess
-    passes every comparison with the original. So the usual ones are tried on training images. The test
+    A bare file does not say how its pixels were normalised, nor a state_dict its activation, and a wrong
+    guess passes every comparison with the original. So the usual ones are tried on training images. The test
     split only decides whether the net is good enough.
 
     Raises:

@@ -108,8 +108,8 @@ def export(
         float | None,
         typer.Option(
             metavar="X",
-            help="For a bare state_dict or ONNX file: the std of its normalisation; 0.5 if not given. A negative "
-            "one inverts the pixels.",
+            help="For a bare state_dict or ONNX file: the std of its normalisation; 0.5 if not given. A "
+            "negative one inverts the pixels.",
         ),
     ] = None,
     min_accuracy: Annotated[

@@ -279,8 +279,11 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
         elastic_launch(config, sys.executable)("-m", MODULE, *arguments)
     except ChildFailedError as error:
         failures = sorted(error.failures.items())
+        launchers = -signal.SIGTERM if any(failure.exitcode > 0 for _, failure in failures) else 0
         for rank, failure in failures:
-            if failure.exitcode < 0:
+            if (
+                failure.exitcode < 0 and failure.exitcode != launchers
+            ):  # which ends the others of a failed group
                 name = signal.Signals(-failure.exitcode).name
                 warn(PROGRAM, f"process {rank} of {processes} was ended by {name}: start again with --resume")
         return next((failure.exitcode for _, failure in failures if failure.exitcode > 0), 1)

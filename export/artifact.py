@@ -342,7 +342,7 @@ def find_cause(source: Source, train: Split, accuracy: float, log: Callable[[str
         )
     }
     own = tries[*given, RELU]
-    mean, std, name = best = max(tries, key=lambda way: tries[way])
+    mean, std, name = best = max(tries, key=lambda way: tries[way] - CLEARLY * (way[2] != RELU))
     if tries[best] > max(own + CLEARLY, TRAINED):
         inverted = " (it was trained on inverted pixels)" if std < 0 else ""
         flags = f"--mean {mean} --std {std}"

@@ -60,7 +60,7 @@ class OnnxSource(Source):
     """A model of any architecture; `layout` is the shape of one image in its input.
 
     `fixed_batch` is the batch size that the file was made for, None where it takes any. `output` is the name
-    of its ten numbers an image: logits, or where it `gives_shares` probabilities, which may not sum to 1.
+    of its ten numbers an image: logits or, if it `outputs_probabilities`, those, which may not sum to 1.
     """
 
     path: Path
@@ -69,7 +69,7 @@ class OnnxSource(Source):
     layout: tuple[int, ...]
     fixed_batch: int | None
     output: str
-    gives_shares: bool
+    outputs_probabilities: bool
 
     @property
     def normalizes(self) -> bool:
@@ -96,7 +96,7 @@ class OnnxSource(Source):
                 (found,) = session.run([self.output], {image.name: np.concatenate([part, padding])})
                 parts.append(found.reshape(len(found), -1)[: len(part)].astype(np.float32))
             raw = np.concatenate(parts) if parts else np.empty((0, CLASSES), np.float32)
-            logits = np.log(np.maximum(raw, LEAST_PROBABILITY)) if self.gives_shares else raw
+            logits = np.log(np.maximum(raw, LEAST_PROBABILITY)) if self.outputs_probabilities else raw
             shares = np.exp((logits - logits.max(axis=1, keepdims=True)).astype(np.float64) / temperature)
             return Prediction(logits, (shares / shares.sum(axis=1, keepdims=True)).astype(np.float32))
 
@@ -194,9 +194,11 @@ class OnnxSource(Source):
         constants = [numpy_helper.from_array(np.array([-1, CLASSES]), "in_rows")]
         nodes = [
             helper.make_node("Cast", [output], ["floats"], to=TensorProto.FLOAT),
-            helper.make_node("Reshape", ["floats", "in_rows"], ["rows" if self.gives_shares else logits]),
+            helper.make_node(
+                "Reshape", ["floats", "in_rows"], ["rows" if self.outputs_probabilities else logits]
+            ),
         ]
-        if self.gives_shares:
+        if self.outputs_probabilities:
             constants.append(numpy_helper.from_array(np.array(LEAST_PROBABILITY, np.float32), "least"))
             nodes.append(helper.make_node("Max", ["rows", "least"], ["at_least"]))
             nodes.append(helper.make_node("Log", ["at_least"], [logits]))
@@ -234,13 +236,13 @@ def read_onnx(
         layout=layout,
         fixed_batch=batch,
         output=_keep_one_output(proto, path),
-        gives_shares=False,
+        outputs_probabilities=False,
     )
     if not source.normalizes and is_given:
         raise InputError(
             f"{path} takes pixels as integers and normalises them itself: leave out --mean and --std"
         )
-    return dataclasses.replace(source, gives_shares=_gives_shares(source, path))
+    return dataclasses.replace(source, outputs_probabilities=_outputs_probabilities(source))
 
 
 def _load(data: bytes, path: Path) -> tuple[onnx.ModelProto, str]:
@@ -346,7 +348,7 @@ def _is_ten_floats(output: onnx.ValueInfoProto) -> bool:
     return tensor.elem_type in FLOATS and all(size in (0, 1, CLASSES) for size in sizes)
 
 
-def _gives_shares(source: OnnxSource, path: Path) -> bool:
+def _outputs_probabilities(source: OnnxSource) -> bool:
     """Whether the outputs for pictures of any kind are probabilities, or ten sigmoids.
 
     Raises:
@@ -359,12 +361,13 @@ def _gives_shares(source: OnnxSource, path: Path) -> bool:
     except InputError:
         raise
     except Exception as error:  # onnxruntime's exceptions have no common base
-        raise InputError(f"{path} gives no ten numbers an image ({error}): {ADVICE}") from error
+        raise InputError(f"{source.path} gives no ten numbers an image ({error}): {ADVICE}") from error
     if found.shape != (len(pictures), CLASSES) or not np.isfinite(found).all():
-        raise InputError(f"{path} gives no ten finite numbers an image: {ADVICE}")
+        raise InputError(f"{source.path} gives no ten finite numbers an image: {ADVICE}")
     if not np.allclose(found, again, rtol=1e-2, atol=1e-2):
         raise InputError(
-            f"{path} gives other numbers for an image each time: export it in evaluation mode, model.eval()"
+            f"{source.path} gives other numbers for an image each time: "
+            "export it in evaluation mode, model.eval()"
         )
     return bool((found >= 0).all() and (found <= 1).all())
 

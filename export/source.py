@@ -16,15 +16,15 @@ from export.parity import Runner
 from export.state_dict import load_net
 from export.torch_formats import ConversionOptions, run_module, to_numpy
 from serve_cli.errors import InputError
-from serve_cli.model_file import ONNX_SUFFIX, read_bytes
+from serve_cli.model_file import read_bytes
 from serve_cli.spec import STATE_DICT, is_calibration, temperature_of
 from trainer import run_dir
 from trainer.config import TrainConfig
 from trainer.data import DIGITS, Dataset
 from trainer.model import MLP, DeployedModel, Normalize
 
-ONNX_START = b"\x08"
-"""How an ONNX file begins: with the number of the field ir_version."""
+ONNX_SUFFIX, ONNX_START = ".onnx", b"\x08"
+"""How the name of an ONNX file ends, and how its content begins: with the number of the field ir_version."""
 
 Convert = Callable[[DeployedModel, ConversionOptions], bytes]
 

@@ -705,9 +705,11 @@ def _has_no_labels(cells: Sequence[str]) -> bool:
 def _is_header(cells: Sequence[str]) -> bool:
     """Whether the cells are names."""
     try:
-        return not [float(cell) for cell in cells]
+        for cell in cells:
+            float(cell)
     except ValueError:
         return True
+    return False
 
 
 def _label_column(path: Path, cells: Sequence[str]) -> tuple[int | None, list[int]]:

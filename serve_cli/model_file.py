@@ -34,7 +34,6 @@ PLACES = (Path(), Path(ARTIFACT_FOLDER), Path(MODEL_VERSION), Path(MODEL_NAME, M
 """Where models lie in an artifact, a run, a model of a Triton repository, such a repository."""
 
 ZIP_MAGIC = b"PK\x03\x04"
-ONNX_SUFFIX = ".onnx"
 
 SHA256 = re.compile("[0-9a-f]{64}")
 

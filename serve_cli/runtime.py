@@ -87,7 +87,7 @@ class Predictor:
         """
         if images.dtype != np.uint8 or images.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE):
             raise ValueError(f"images must be uint8 [N, 28, 28], not {images.dtype} {list(images.shape)}")
-        size = self.batch_size if batch_size is None else max(batch_size, 1)
+        size = self.batch_size if batch_size is None else batch_size
         if len(images) <= size:
             return Prediction(*self._run(images))
         results = [self._run(chunk) for chunk in _chunks(images, size)]
